@@ -1,0 +1,217 @@
+"""Parameter: a device array that is trained, and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lucid_gpu import device as _device
+
+_latest_change: object = object()
+
+
+def latest_change() -> object:
+    """Return a token that is another object after any Parameter was given another array.
+
+    An optimizer that sees the token it saw at its last step need not look at a single parameter.
+    """
+    return _latest_change
+
+
+def _note_change() -> None:
+    global _latest_change  # noqa: PLW0603 - one token for the process: comparing it costs nothing
+    _latest_change = object()
+
+
+class Parameter:
+    """An array to be optimized, with its gradient.
+
+    Args:
+        data: a NumPy or CuPy array, or an array of another framework that speaks DLPack, taken
+            without a copy; a number or nested list of numbers, which becomes a float32 array; or
+            a ``str``, for optimizers that train text.
+        requires_grad: False freezes the parameter: it takes no gradient, so no step changes it.
+        name: the name under which errors, ``repr`` and state dicts speak of it.
+        device: ``"cpu"`` or ``"cuda:N"``; None leaves an array where it is and puts a list on the
+            host. An array that lives elsewhere is copied there.
+
+    Raises:
+        TypeError: ``data`` is none of these, or ``name`` is neither None nor a string.
+        ValueError: ``data`` is a ragged list, or ``device`` is unknown.
+        lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
+
+    Example:
+        >>> w = Parameter([[1.0, 2.0], [3.0, 4.0]], name="w")
+        >>> w.grad = np.ones((2, 2), np.float32)
+        >>> w.data -= 0.5 * w.grad
+        >>> w.numpy().tolist()
+        [[0.5, 1.5], [2.5, 3.5]]
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        requires_grad: bool = True,
+        name: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string or None, not {name!r}")
+        self.name = name
+        self._data = _as_data(data)
+        self._grad: Any = None
+        self._requires_grad = bool(requires_grad)
+        if device is not None:
+            self.to(device)
+
+    @property
+    def data(self) -> Any:
+        """The array. What replaces it must have the same shape, dtype and device."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        if value is self._data:
+            return
+        self._data = self._fitting("data", value)
+        _note_change()
+
+    @property
+    def grad(self) -> Any:
+        """The gradient, or None. It must have the shape, dtype and device of ``data``."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        if value is self._grad:
+            return
+        if value is not None:
+            if not self._requires_grad:
+                raise ValueError(
+                    f"{self._label()} has requires_grad=False and takes no gradient: "
+                    "set requires_grad=True to train it"
+                )
+            if not self.is_text:
+                value = self._fitting("grad", value)
+        self._grad = value
+        _note_change()
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the parameter takes a gradient. Setting False drops the one it has."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._requires_grad = bool(value)
+        if not value:
+            self.grad = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether ``data`` is a ``str``."""
+        return isinstance(self._data, str)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ``data``."""
+        return self._data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of ``data``."""
+        return self._data.dtype  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._data.size  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> str:
+        """Where ``data`` lives: ``"cpu"`` or ``"cuda:N"``."""
+        return _device.of(self._data)
+
+    def to(self, device: str) -> Parameter:
+        """Move data and gradient to a device, through pinned memory, and return the parameter.
+
+        An optimizer that holds state for it must be moved with ``optimizer.to(device)`` instead.
+        """
+        device = _device.resolve(device)
+        if not self.is_text and self.device != device:
+            moved = _device.copy(self._data, device)
+            if self._grad is not None:
+                self._grad = _device.copy(self._grad, device)
+            self._data = moved
+            _note_change()
+        return self
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Return ``data`` on the host: the array itself if it lives there, else a copy."""
+        if self.is_text:
+            raise TypeError(f"{self._label()} holds text, which has no array form: read .data")
+        return _device.to(self._data, "cpu")  # type: ignore[no-any-return]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False and self.device != "cpu":
+            raise ValueError(
+                f"{self._label()} is on {self.device}: reading it on the host is a copy"
+            )
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._data.__dlpack_device__()  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        name = f", name={self.name!r}" if self.name is not None else ""
+        if self.is_text:
+            return f"Parameter({self._data!r}{name})"
+        return f"Parameter(shape={self.shape}, dtype={self.dtype}, device={self.device!r}{name})"
+
+    def _label(self) -> str:
+        return f"parameter {self.name!r}" if self.name is not None else "this parameter"
+
+    def _fitting(self, what: str, value: Any) -> Any:
+        """Return ``value`` as an array that fits ``data``, or raise with both values."""
+        if self.is_text:
+            if isinstance(value, str):
+                return value
+            raise TypeError(f"data of {self._label()} is text; got {type(value).__name__}")
+        array = _device.as_array(value)
+        if array is None:
+            raise TypeError(
+                f"{what} of {self._label()} must be a NumPy or CuPy array, "
+                f"not {type(value).__name__}"
+            )
+        for attribute, have, want, remedy in (
+            ("shape", array.shape, self.shape, "reshape it"),
+            ("dtype", array.dtype, self.dtype, f"cast it with .astype({self.dtype.name!r})"),
+            ("device", _device.of(array), self.device, f"copy it to {self.device!r}"),
+        ):
+            if have != want:
+                raise ValueError(
+                    f"{what} of {self._label()} has {attribute} {have}, "
+                    f"but the parameter has {attribute} {want}: {remedy}"
+                )
+        return array
+
+
+def _as_data(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    array = _device.as_array(value)
+    if array is not None:
+        return array
+    if isinstance(value, int | float | list | tuple):
+        return np.array(value, np.float32)
+    raise TypeError(
+        "data must be a NumPy or CuPy array, a nested list of numbers or a str, "
+        f"not {type(value).__name__}"
+    )
