@@ -144,6 +144,14 @@ def on(device: str) -> contextlib.AbstractContextManager[Any]:
     return cupy().cuda.Device(int(device.removeprefix("cuda:")))  # type: ignore[no-any-return]
 
 
+def is_capturing() -> bool:
+    """Say whether CuPy's current stream records a CUDA graph."""
+    module = sys.modules.get("cupy")
+    if module is None or not count():
+        return False
+    return bool(module.cuda.get_current_stream().is_capturing())
+
+
 def address(array: Array) -> int:
     """Return the address of the first element, in the memory of the array's device."""
     return int(array.data.ptr) if is_cupy(array) else int(array.ctypes.data)

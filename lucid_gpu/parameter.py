@@ -140,12 +140,15 @@ class Parameter:
         """
         device = _device.resolve(device)
         if not self.is_text and self.device != device:
-            moved = _device.copy(self._data, device)
-            if self._grad is not None:
-                self._grad = _device.copy(self._grad, device)
-            self._data = moved
-            _note_change()
+            data = _device.copy(self._data, device)
+            self.rehome(data, None if self._grad is None else _device.copy(self._grad, device))
         return self
+
+    def rehome(self, data: Any, grad: Any) -> None:
+        """Replace data and gradient together, for whoever moves them to another place."""
+        self._data = data
+        self._grad = grad
+        _note_change()
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return ``data`` on the host: the array itself if it lives there, else a copy."""
