@@ -48,10 +48,10 @@ DTYPES = NUMPY + EXTENSIONS
 
 def same(a: Any, b: Any) -> bool:
     """Say whether two trees have the same types, structure and bits."""
-    if type(a) is not type(b):
-        return False
-    compare = _COMPARISONS.get(type(a), operator.eq)
-    return _same_array(a, b) if isinstance(a, np.generic) else compare(a, b)
+    if isinstance(a, np.generic) and isinstance(b, np.generic):
+        # np.longlong and np.int64 are two types with one dtype.
+        return _same_array(a, b)
+    return type(a) is type(b) and _COMPARISONS.get(type(a), operator.eq)(a, b)
 
 
 def _same_array(a: Any, b: Any) -> bool:
