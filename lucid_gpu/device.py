@@ -11,9 +11,12 @@ import functools
 import os
 import re
 import sys
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
@@ -256,3 +259,85 @@ def _staging(nbytes: int) -> tuple[Any, list[np.ndarray[Any, Any]], list[tuple[i
     size = min(nbytes, STAGING_BYTES)
     bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
     return stream, [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))], bounds
+
+
+def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the bytes of a device array in C order, as pieces of pinned memory.
+
+    Each piece is valid until the next one is asked for; the device fills one piece ahead.
+    """
+    device = of(array)
+    with on(device):
+        source = cupy().array(array, order="C", copy=False)
+        stream, buffers, bounds = _staging(source.nbytes)
+    arrived: list[Any] = []
+
+    def fetch(turn: int) -> None:
+        start, stop = bounds[turn]
+        with on(device):
+            host = buffers[turn % 2].ctypes.data
+            (source.data + start).copy_to_host_async(host, stop - start, stream)
+            arrived.append(stream.record())
+
+    try:
+        for turn, (start, stop) in enumerate(bounds):
+            for ahead in range(len(arrived), min(turn + 2, len(bounds))):
+                fetch(ahead)
+            arrived[turn].synchronize()
+            yield buffers[turn % 2][: stop - start]
+    finally:
+        for event in arrived[-2:]:
+            event.synchronize()
+
+
+def copy_into(target: Array, source: Array) -> None:
+    """Overwrite ``target`` with ``source``, of the same shape and dtype, wherever each lives."""
+    device = of(target)
+    if device == "cpu":
+        np.copyto(target, to(source, "cpu"))
+        return
+    with on(device):
+        if of(source) == "cpu" and target.flags.c_contiguous:
+            _upload(np.asarray(source, order="C"), target)
+        else:
+            target[...] = to(source, device)
+
+
+def download_later(pairs: list[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[[], None]:
+    """Copy device arrays into pinned host arrays of the same shape and dtype, without waiting.
+
+    The copies run beside the current stream of each device, after what is on it now and before
+    what is put on it later, so the caller may go on changing the arrays.
+
+    Returns:
+        A function that waits until every copy has arrived.
+    """
+    side_streams: dict[str, Any] = {}
+    sources = []
+    for array, host in pairs:
+        device = of(array)
+        with on(device):
+            source = cupy().array(array, order="C", copy=False)
+            if device not in side_streams:
+                side_streams[device] = cupy().cuda.Stream(non_blocking=True)
+            sources.append((device, source, host))
+    for device, stream in side_streams.items():
+        with on(device):
+            stream.wait_event(cupy().cuda.get_current_stream().record())
+    for device, source, host in sources:
+        if source.nbytes:
+            with on(device):
+                source.data.copy_to_host_async(
+                    host.ctypes.data, source.nbytes, side_streams[device]
+                )
+    for device, stream in side_streams.items():
+        with on(device):
+            cupy().cuda.get_current_stream().wait_event(stream.record())
+
+    def wait() -> None:
+        for device, stream in side_streams.items():
+            with on(device):
+                stream.synchronize()
+        sources.clear()
+
+    return wait
