@@ -39,7 +39,14 @@ def thread_count() -> int:
 
 
 class CpuExecutor:
-    """Steps NumPy arrays. The result does not depend on blocks or threads."""
+    """Steps NumPy arrays. The result does not depend on blocks or threads.
+
+    Attributes:
+        needs_gradients: each run forgets its gradients, so that their memory is free as soon as
+            the training loop lets go of them; the next run wants them again.
+    """
+
+    needs_gradients = True
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -53,6 +60,7 @@ class CpuExecutor:
                 param_block, *slot_blocks = (array[region] for array in own)
                 self._blocks.append((tensor, region, (param_block, slot_blocks)))
         self._grads = self._flattened(work.grads)
+        work.grads = []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
@@ -69,7 +77,13 @@ class CpuExecutor:
         rounded = [type(row)(*map(work.dtype.type, row)) for row in scalars]
         blocks = iter(self._blocks)
         workers = min(thread_count(), len(self._blocks))
-        if workers <= 1:
+        try:
+            self._run_on_threads(blocks, rounded, max(workers, 1))
+        finally:
+            self._grads = []
+
+    def _run_on_threads(self, blocks: Iterator[Any], rounded: list[Any], workers: int) -> None:
+        if workers == 1:
             self._run_blocks(blocks, rounded)
             return
         pool = _pool(workers - 1, os.getpid())

@@ -24,7 +24,12 @@ STAGES = 16
 
 
 class CudaExecutor:
-    """Steps CuPy arrays of one device, on the stream that is current when it is called."""
+    """Steps CuPy arrays of one device, on the stream that is current when it is called.
+
+    Attributes:
+        needs_gradients: whether each run wants its gradients anew. Addresses stay on the device;
+            the arrays are let go, so that their memory is free when the training loop is done.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -38,6 +43,8 @@ class CudaExecutor:
         with device.on(self._home):
             self._fused = _FusedLaunch(work.select(self._dense))
             self._single = _StridedLaunches(work.select(self._strided))
+        self.needs_gradients = bool(self._strided)
+        work.grads = []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
@@ -106,11 +113,15 @@ class _FusedLaunch:
             self._table.device,
         )
         self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
+        self._gradients_moved = True
         self.replace_gradients(work.grads)
 
     def replace_gradients(self, grads: Sequence[Any]) -> None:
-        if self._plan is not None:
-            self._grads[:] = [grad.data.ptr for grad in grads]
+        if self._plan is None:
+            return
+        addresses = np.array([grad.data.ptr for grad in grads], np.uint64)
+        if not np.array_equal(addresses, self._grads):
+            self._grads[:] = addresses
             self._gradients_moved = True
 
     def upload(self, scalars: Sequence[Any]) -> None:
@@ -146,6 +157,7 @@ class _StridedLaunches:
         for i, kernel in enumerate(self._kernels):
             row = map(work.dtype.type, scalars[work.row[i]])
             kernel(work.grads[i], *row, work.params[i], *work.slots[i])
+        work.grads = []
 
 
 class _Table:

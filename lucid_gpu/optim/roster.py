@@ -77,8 +77,9 @@ class Roster:
         self._params = [param for params, _ in self._lists for param in params]
         self._are_own = all(type(param) is Parameter for param in self._params)
         self._data = [param.data for param in self._params]
-        self._grads = [param.grad for param in self._params]
-        items = self._collect()
+        grads = [param.grad for param in self._params]
+        self._is_stepping = [grad is not None for grad in grads]
+        items = self._collect(grads)
         by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
         for item in items:
             by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
@@ -86,6 +87,7 @@ class Roster:
         self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
         for batch, own in zip(self.batches, by_kind.values(), strict=True):
             self._attach_state(batch, own)
+        self._needs_gradients = any(batch.executor.needs_gradients for batch in self.batches)
         self._version = optimizer.state.version
 
     def still_holds(self) -> bool:
@@ -99,15 +101,12 @@ class Roster:
                 return False
             self._options = options
         change = latest_change()
-        if self._are_own and change is self._change:
+        if self._are_own and change is self._change and not self._needs_gradients:
             return True
         data = [param.data for param in self._params]
-        grads = [param.grad for param in self._params]
-        if not all(map(is_, data, self._data)):
+        if not all(map(is_, data, self._data)) or not self._take_gradients():
             return False
-        if not all(map(is_, grads, self._grads)) and not self._replace_gradients(grads):
-            return False
-        self._change, self._grads = change, grads
+        self._change = change
         return True
 
     def tick(self, scalars: Callable[[dict[str, Any], int], Any]) -> list[tuple[Batch, list[Any]]]:
@@ -132,7 +131,7 @@ class Roster:
             for group, (params, count) in zip(groups, self._lists, strict=True)
         )
 
-    def _collect(self) -> list[Item]:
+    def _collect(self, grads: list[Any]) -> list[Item]:
         """Return the parameters that have a gradient, or raise if one of them cannot step."""
         optimizer = self._optimizer
         items: list[Item] = []
@@ -141,10 +140,10 @@ class Roster:
             used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
             for param, name in zip(group["params"], group["param_names"], strict=True):
                 position += 1
-                if self._grads[position] is None:
+                if grads[position] is None:
                     continue
                 data = _trainable(name, self._data[position])
-                grad = _device.as_array(self._grads[position])
+                grad = _device.as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
                 kept = optimizer.state.get(param, {})
                 slots = {slot: kept[slot] for slot in used if slot in kept}
@@ -186,18 +185,19 @@ class Roster:
             slots["step"] = clocks[id(group), item.step]
             slots.update(item.slots)
 
-    def _replace_gradients(self, grads: list[Any]) -> bool:
-        """Hand gradients that moved to the executors; False if other parameters have them now."""
-        if any((new is None) != (old is None) for new, old in zip(grads, self._grads, strict=True)):
+    def _take_gradients(self) -> bool:
+        """Hand the gradients to the executors; False if other parameters have them than before."""
+        grads = [param.grad for param in self._params]
+        if [grad is not None for grad in grads] != self._is_stepping:
             return False
-        moved = [None if grad is None else _device.as_array(grad) for grad in grads]
         if not self._are_own:  # a Parameter has checked its gradient when it was set
-            for position, grad in enumerate(moved):
-                if grads[position] is not None:
+            grads = [None if grad is None else _device.as_array(grad) for grad in grads]
+            for position, is_stepping in enumerate(self._is_stepping):
+                if is_stepping:
                     label = f"the gradient of parameter {self._name(position)!r}"
-                    _require(misfits(label, grad, self._data[position]))
+                    _require(misfits(label, grads[position], self._data[position]))
         return all(
-            batch.executor.replace_gradients([moved[position] for position in batch.positions])
+            batch.executor.replace_gradients([grads[position] for position in batch.positions])
             for batch in self.batches
         )
 
