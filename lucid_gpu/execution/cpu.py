@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.execution.plan import Work, is_dense
+from lucid_gpu.execution.plan import Work, common_order
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -53,7 +53,7 @@ class CpuExecutor:
         self._blocks: list[tuple[int, Region, tuple[Any, ...]]] = []
         self._flat: list[bool] = []
         for tensor, (param, slots) in enumerate(zip(work.params, work.slots, strict=True)):
-            flat = is_dense((param, work.grads[tensor], *slots))
+            flat = common_order((param, work.grads[tensor], *slots)) is not None
             self._flat.append(flat)
             own = [_flatten(array) if flat else array for array in (param, *slots)]
             for region in _regions(own[0].shape):
@@ -65,7 +65,8 @@ class CpuExecutor:
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
         for tensor, grad in enumerate(grads):
-            flat = is_dense((self._work.params[tensor], grad, *self._work.slots[tensor]))
+            arrays = (self._work.params[tensor], grad, *self._work.slots[tensor])
+            flat = common_order(arrays) is not None
             if flat != self._flat[tensor]:
                 return False
         self._grads = self._flattened(grads)

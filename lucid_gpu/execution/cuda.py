@@ -32,13 +32,12 @@ class CudaExecutor:
     """
 
     def __init__(self, work: Work) -> None:
-        self._work = work
         self._home = device.of(work.params[0])
-        self._dense = [
-            i
-            for i, arrays in enumerate(zip(work.params, work.grads, strict=True))
-            if _plan.is_dense((*arrays, *work.slots[i]))
+        self._orders = [
+            _plan.common_order((param, *slots))
+            for param, slots in zip(work.params, work.slots, strict=True)
         ]
+        self._dense = self._find_dense(work.grads)
         self._strided = sorted(set(range(len(work.params))) - set(self._dense))
         with device.on(self._home):
             self._fused = _FusedLaunch(work.select(self._dense))
@@ -48,13 +47,7 @@ class CudaExecutor:
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
-        work = self._work
-        dense = [
-            i
-            for i, grad in enumerate(grads)
-            if _plan.is_dense((work.params[i], grad, *work.slots[i]))
-        ]
-        if dense != self._dense:
+        if self._find_dense(grads) != self._dense:
             return False
         self._fused.replace_gradients([grads[i] for i in self._dense])
         self._single.replace_gradients([grads[i] for i in self._strided])
@@ -85,6 +78,11 @@ class CudaExecutor:
         """Bring the scalars and gradient addresses of the next replay to the device."""
         with device.on(self._home):
             self._fused.upload(scalars)
+
+    def _find_dense(self, grads: Sequence[Any]) -> list[int]:
+        """Return which tensors are contiguous in one order with their gradient and slots."""
+        orders = enumerate(zip(grads, self._orders, strict=True))
+        return [i for i, (grad, order) in orders if _plan.follows(grad, order)]
 
 
 class _FusedLaunch:

@@ -163,10 +163,21 @@ def kernel_name(rule: type[Rule], kinds: Sequence[Any], dtype: npt.DTypeLike) ->
     return f"fused_step<{types}, {functors}>"
 
 
-def is_dense(arrays: Sequence[Any]) -> bool:
-    """Say whether the arrays are contiguous in one common order, so that they can be flattened."""
+def common_order(arrays: Sequence[Any]) -> str | None:
+    """Return the order, ``"C"`` or ``"F"``, in which all arrays are contiguous, or None.
+
+    Arrays that have one can be flattened together without a copy.
+    """
     flags = [array.flags for array in arrays]
-    return all(flag.c_contiguous for flag in flags) or all(flag.f_contiguous for flag in flags)
+    if all(flag.c_contiguous for flag in flags):
+        return "C"
+    return "F" if all(flag.f_contiguous for flag in flags) else None
+
+
+def follows(array: Any, order: str | None) -> bool:
+    """Say whether an array is contiguous in an order; no array is in the order None."""
+    flags = array.flags
+    return order is not None and bool(flags.c_contiguous if order == "C" else flags.f_contiguous)
 
 
 def _position(choices: tuple[Any, ...], value: Any) -> int:
