@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.execution.plan import Work, common_order
+from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -53,7 +53,7 @@ class CpuExecutor:
         self._blocks: list[tuple[int, Region, tuple[Any, ...]]] = []
         self._flat: list[bool] = []
         for tensor, (param, slots) in enumerate(zip(work.params, work.slots, strict=True)):
-            flat = common_order((param, work.grads[tensor], *slots)) is not None
+            flat = common_layout((param, work.grads[tensor], *slots)) != 0
             self._flat.append(flat)
             own = [_flatten(array) if flat else array for array in (param, *slots)]
             for region in _regions(own[0].shape):
@@ -66,7 +66,7 @@ class CpuExecutor:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
         for tensor, grad in enumerate(grads):
             arrays = (self._work.params[tensor], grad, *self._work.slots[tensor])
-            flat = common_order(arrays) is not None
+            flat = common_layout(arrays) != 0
             if flat != self._flat[tensor]:
                 return False
         self._grads = self._flattened(grads)

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from lucid_gpu.device import C_ORDER, F_ORDER, contiguity
+
+DENSE = C_ORDER | F_ORDER
 
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
@@ -62,7 +68,7 @@ class Work:
     row: list[int]
     variants: list[Any]
 
-    def select(self, indices: Sequence[int]) -> Work:
+    def select(self, indices: npt.NDArray[np.intp]) -> Work:
         """Return the work on some of the tensors; the rows stay."""
         return Work(
             self.rule,
@@ -163,21 +169,12 @@ def kernel_name(rule: type[Rule], kinds: Sequence[Any], dtype: npt.DTypeLike) ->
     return f"fused_step<{types}, {functors}>"
 
 
-def common_order(arrays: Sequence[Any]) -> str | None:
-    """Return the order, ``"C"`` or ``"F"``, in which all arrays are contiguous, or None.
+def common_layout(arrays: Sequence[Any]) -> int:
+    """Return the orders in which all arrays are contiguous: C_ORDER, F_ORDER, their sum or 0.
 
-    Arrays that have one can be flattened together without a copy.
+    Arrays that share one can be flattened together without a copy.
     """
-    flags = [array.flags for array in arrays]
-    if all(flag.c_contiguous for flag in flags):
-        return "C"
-    return "F" if all(flag.f_contiguous for flag in flags) else None
-
-
-def follows(array: Any, order: str | None) -> bool:
-    """Say whether an array is contiguous in an order; no array is in the order None."""
-    flags = array.flags
-    return order is not None and bool(flags.c_contiguous if order == "C" else flags.f_contiguous)
+    return reduce(and_, map(contiguity, arrays)) & DENSE
 
 
 def _position(choices: tuple[Any, ...], value: Any) -> int:
