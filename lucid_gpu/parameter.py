@@ -60,6 +60,7 @@ class Parameter:
         self._data = _as_data(data)
         self._grad: Any = None
         self._requires_grad = bool(requires_grad)
+        self._stays = False
         if device is not None:
             self.to(device)
 
@@ -70,8 +71,13 @@ class Parameter:
 
     @data.setter
     def data(self, value: Any) -> None:
-        if value is not self._data:
-            self._set_data(self._fitting("data", value))
+        if value is self._data:
+            return
+        value = self._fitting("data", value)
+        if self._stays:
+            self._data[...] = value
+        else:
+            self._set_data(value)
 
     @property
     def grad(self) -> Any:
@@ -90,7 +96,10 @@ class Parameter:
                 )
             if not (self.is_text or _device.are_alike(value, self._data)):
                 value = self._fitting("grad", value)
-        self._set_grad(value)
+        if self._stays:
+            self._grad[...] = 0 if value is None else value
+        else:
+            self._set_grad(value)
 
     @property
     def requires_grad(self) -> bool:
@@ -129,6 +138,14 @@ class Parameter:
         return _device.of(self._data)
 
     @property
+    def stays(self) -> bool:
+        """Whether the arrays keep their place: what is assigned is copied in, None as zeros.
+
+        So it is after :func:`lucid_gpu.flatten`, which makes them views of a shared buffer.
+        """
+        return self._stays
+
+    @property
     def entry(self) -> int:
         """Where the ledger notes this parameter's gradient."""
         return self._entry
@@ -140,14 +157,17 @@ class Parameter:
         """
         device = _device.resolve(device)
         if not self.is_text and self.device != device:
+            if self._stays:
+                raise ValueError(f"{self._label()} is part of a flat parameter: move that instead")
             data = _device.copy(self._data, device)
             self.rehome(data, None if self._grad is None else _device.copy(self._grad, device))
         return self
 
-    def rehome(self, data: Any, grad: Any) -> None:
+    def rehome(self, data: Any, grad: Any, stays: bool = False) -> None:
         """Replace data and gradient together, for whoever moves them to another place."""
         self._set_data(data)
         self._set_grad(grad)
+        self._stays = stays
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return ``data`` on the host: the array itself if it lives there, else a copy."""
@@ -182,7 +202,7 @@ class Parameter:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _entry=ledger.enter())
-        self.rehome(self._data, self._grad)
+        self.rehome(self._data, self._grad, self._stays)
 
     def __del__(self) -> None:
         if "_entry" in self.__dict__:

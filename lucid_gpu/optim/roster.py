@@ -277,7 +277,8 @@ def _trainable(name: str, data: Any) -> Any:
         raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         raise ValueError(f"parameter {name!r} is read-only: pass a copy, or set flags.writeable")
-    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
+    steps = zip(array.shape, array.strides, strict=True)
+    if array.size and any(extent > 1 and stride == 0 for extent, stride in steps):
         raise ValueError(
             f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
         )
