@@ -1,0 +1,81 @@
+"""What the demo shows: its progress, and its curves. The packages for that come with ``[demo]``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class DemoError(Exception):
+    """The demo cannot do what it was asked for; the text says why, and the remedy."""
+
+
+def extra(name: str) -> Any:
+    """Import a module of the packages that only the demo needs.
+
+    Raises:
+        DemoError: it is missing.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise DemoError(
+            f"the demo needs the package {error.name}: pip install 'lucid-gpu[demo]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def progress(start: int, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Yield ``show(step, line)``: a bar on a terminal, elsewhere each new line.
+
+    Args:
+        start: the steps that are done.
+        total: all steps.
+    """
+    rich = extra("rich.progress")
+    console = extra("rich.console").Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    columns = (rich.BarColumn(24), "{task.description}", rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=console, disable=not console.is_interactive) as bar:
+        task = bar.add_task("", total=total, completed=start)
+        shown = ""
+
+        def show(step: int, line: str) -> None:
+            nonlocal shown
+            bar.update(task, completed=step, description=line)
+            if line != shown and not console.is_interactive:
+                console.print(line, soft_wrap=True)
+            shown = line
+
+        yield show
+
+
+def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw loss and accuracy over the epochs into an image file.
+
+    Args:
+        history: of each epoch, ``loss``, and ``train`` and ``test`` accuracy.
+        path: its suffix says in which format.
+    """
+    figure = extra("matplotlib.figure").Figure(figsize=(9, 3.5), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = range(1, len(history) + 1)
+    loss.semilogy(epochs, [entry["loss"] for entry in history])
+    loss.set(xlabel="epoch", ylabel="cross-entropy", title="Training loss")
+    for name in ("train", "test"):
+        accuracy.plot(epochs, [100 * entry[name] for entry in history], label=name)
+    accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="Accuracy")
+    accuracy.legend()
+    figure.savefig(path)
+
+
+def check_plot(path: Path) -> None:
+    """Raise DemoError if no plot can be drawn into ``path``, so that nobody trains in vain."""
+    if not path.parent.is_dir():
+        raise DemoError(f"--plot {path}: the folder {path.parent} does not exist")
+    kinds = extra("matplotlib.figure").Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds or path.is_dir():
+        raise DemoError(f"--plot {path}: name a file that ends in one of .{', .'.join(kinds)}")
