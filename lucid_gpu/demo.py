@@ -262,7 +262,7 @@ def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> No
     train_set, test_set = load_digits(run.model.xp)
     epoch_length = batches_per_epoch(len(train_set))
     total = run.settings["epochs"] * epoch_length
-    with progress(run.step, total) as show:
+    with progress(run.step, total, run.summary()) as show:
         for indices in batches(len(train_set), run.settings["seed"], run.step):
             if run.step >= total or stop:
                 break

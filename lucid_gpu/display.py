@@ -29,19 +29,20 @@ def extra(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def progress(start: int, total: int) -> Iterator[Callable[[int, str], None]]:
+def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str], None]]:
     """Yield ``show(step, line)``: a bar on a terminal, elsewhere each new line.
 
     Args:
         start: the steps that are done.
         total: all steps.
+        line: what there is to say at the start.
     """
     rich = extra("rich.progress")
     console = extra("rich.console").Console(force_terminal=sys.stdout.isatty(), highlight=False)
     columns = (rich.BarColumn(24), "{task.description}", rich.TimeRemainingColumn())
     with rich.Progress(*columns, console=console, disable=not console.is_interactive) as bar:
-        task = bar.add_task("", total=total, completed=start)
-        shown = ""
+        task = bar.add_task(line, total=total, completed=start)
+        shown = line
 
         def show(step: int, line: str) -> None:
             nonlocal shown
