@@ -44,6 +44,7 @@ NUMPY = (
     ]
 )
 DTYPES = NUMPY + EXTENSIONS
+_X87 = [np.dtype(code) for code in "gG"] if np.finfo(np.longdouble).nmant == 63 else []
 
 
 def same(a: Any, b: Any) -> bool:
@@ -58,7 +59,7 @@ def _same_array(a: Any, b: Any) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     # Padding, between fields and behind the 10 bytes of an x87 number, is not always copied.
-    if a.dtype.char in "gG" and np.finfo(a.dtype).nmant == 63:
+    if a.dtype in _X87:
         return _x87_numbers(a) == _x87_numbers(b)
     if a.dtype.names is None:
         return a.tobytes() == b.tobytes()
