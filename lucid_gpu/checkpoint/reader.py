@@ -73,7 +73,8 @@ class Reader:
         for name in names:
             tensor = self.manifest.tensors[name]
             with self._named(tensor.file, name):
-                arrays[name] = np.empty(tensor.shape, tensor.dtype)
+                # np.empty would make one character of an empty string type.
+                arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
         self.read(arrays)
         return arrays
 

@@ -86,7 +86,7 @@ _COMPARISONS = {
 def filled(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
     """Return an array of random bits: every NaN payload and signed zero may be among them."""
     count = math.prod(shape)
-    array = np.empty(shape, dtype)
+    array = np.ndarray(shape, dtype)
     if array.nbytes == 0:
         return array
     bits = np.random.default_rng(seed).integers(0, 256, count * dtype.itemsize, np.uint8)
@@ -124,7 +124,8 @@ def scalars() -> st.SearchStrategy[np.generic]:
     def scalar(dtype: np.dtype[Any], seed: int) -> np.generic:
         return filled(dtype, (), seed)[()]
 
-    return st.builds(scalar, st.sampled_from(DTYPES), st.integers(0, 2**32 - 1))
+    numbers = st.builds(scalar, st.sampled_from(DTYPES), st.integers(0, 2**32 - 1))
+    return numbers | text().map(np.str_) | st.binary(max_size=4).map(np.bytes_)
 
 
 def text() -> st.SearchStrategy[str]:
