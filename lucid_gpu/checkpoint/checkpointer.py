@@ -59,7 +59,7 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
         self._keep = keep
         self._keep_every = keep_every
-        self._complete: set[int] = set()
+        self._complete: dict[int, bool] = {}
         self._staging = Staging()
         self._writer = BackgroundWriter()
         self._lock: int | None = _hold(self.directory)
@@ -117,13 +117,13 @@ class Checkpointer:
         """
         self._writer.join()
         if step is not None:
-            return files.load(self._path(step), into=into)
+            return self._load(step, into)
         reasons = []
         for newest in reversed(self.steps()):
             try:
-                tree = files.load(self._path(newest), into=into)
+                tree = self._load(newest, into)
             except DamagedCheckpointError as error:
-                self._complete.discard(newest)
+                self._complete[newest] = False
                 reasons.append(str(error))
                 continue
             for reason in reasons:
@@ -134,13 +134,12 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
-        with os.scandir(self.directory) as entries:
-            matches = [
-                _STEP.fullmatch(entry.name)
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-            ]
-        return sorted(int(match[1]) for match in matches if match)
+        try:
+            with os.scandir(self.directory) as entries:
+                names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            raise CheckpointError(f"{self.directory} cannot be listed: {error}") from error
+        return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
     def wait(self) -> None:
         """Wait for the background save, and raise its error if it had one."""
@@ -160,19 +159,18 @@ class Checkpointer:
         for other in reversed(self.steps()):
             if other < step:
                 return
-            if _is_valid(self._path(other)):
+            if self._is_valid(other):
                 raise CheckpointError(
                     f"{self.directory} already has a valid checkpoint of step {other}, so step "
                     f"{step} would not be the newest: remove the steps from there on, or save "
                     "into another directory"
                 )
-            self._complete.discard(other)
             if other == step:
                 self._remove([other])
 
     def _write(self, path: Path, node: Node, arrays: Mapping[str, Array], step: int) -> None:
         files.write_checkpoint(path, node, arrays, step)
-        self._complete.add(step)
+        self._complete[step] = True
         self._remove(self._victims(step))
 
     def _victims(self, saved: int) -> list[int]:
@@ -185,14 +183,38 @@ class Checkpointer:
         ]
 
     def _is_complete(self, step: int) -> bool:
-        """Say whether the manifest, listing, sizes and headers of a step are as written."""
+        """Say whether all of a step but the bytes of its arrays is as written."""
         if step not in self._complete:
             try:
-                Reader(self._path(step)).close()
+                self._open(step).close()
+                self._complete[step] = True
             except DamagedCheckpointError:
-                return False
-            self._complete.add(step)
-        return True
+                self._complete[step] = False
+        return self._complete[step]
+
+    def _is_valid(self, step: int) -> bool:
+        """Say whether every byte of a step is as written."""
+        try:
+            with self._open(step) as reader:
+                reader.verify(reader.manifest.tensors)
+        except DamagedCheckpointError:
+            self._complete[step] = False
+        else:
+            self._complete[step] = True
+        return self._complete[step]
+
+    def _open(self, step: int) -> Reader:
+        reader = Reader(self._path(step))
+        if reader.manifest.step != step:
+            reader.close()
+            raise DamagedCheckpointError(
+                f"{reader.path}: its manifest is of step {reader.manifest.step}: rename it back"
+            )
+        return reader
+
+    def _load(self, step: int, into: Any | None) -> Any:
+        with self._open(step) as reader:
+            return files.read_checkpoint(reader, "cpu", into)
 
     def _remove(self, steps: list[int]) -> None:
         if self._lock is None:
@@ -203,7 +225,8 @@ class Checkpointer:
             raise CheckpointError(
                 f"{self.directory}: steps {steps} were not removed: {error}"
             ) from error
-        self._complete.difference_update(steps)
+        for step in steps:
+            self._complete.pop(step, None)
 
     def _path(self, step: int) -> Path:
         if type(step) is not int:
@@ -232,12 +255,3 @@ def _hold(directory: Path) -> int:
             "or read a checkpoint with lucid_gpu.checkpoint.load"
         )
     return descriptor
-
-
-def _is_valid(path: Path) -> bool:
-    try:
-        with Reader(path) as reader:
-            reader.verify(reader.manifest.tensors)
-    except DamagedCheckpointError:
-        return False
-    return True
