@@ -151,7 +151,7 @@ class Checkpointer:
             self._writer.close()
         finally:
             if self._lock is not None:
-                os.close(self._lock)
+                durable.close(self._lock)
                 self._lock = None
 
     def _make_way(self, step: int) -> None:
@@ -242,7 +242,7 @@ def _hold(directory: Path) -> int:
         durable.make_directories(directory)
         with contextlib.ExitStack() as stack:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
+            stack.callback(durable.close, descriptor)
             locked = durable.lock(descriptor)
             if locked:
                 durable.sweep(descriptor)

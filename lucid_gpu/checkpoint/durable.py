@@ -43,6 +43,12 @@ def open_directory(path: Path | str, parent: int | None = None) -> Iterator[int]
     try:
         yield descriptor
     finally:
+        close(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Close a descriptor through which nothing is written, so that no error of it matters."""
+    with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
