@@ -98,3 +98,18 @@ def places(log: Path) -> list[tuple[str, int]]:
         seen[name] += 1
         result.append((name, seen[name]))
     return result
+
+
+def changes(log: Path) -> list[str]:
+    """Return the calls of a log that change files, by the names that Python has for them."""
+    names = {"mkdirat": "mkdir", "renameat": "rename", "write": "write", "fsync": "fsync"}
+    result = []
+    for line in log.read_text().splitlines():
+        name = line.partition("(")[0]
+        if name == "openat" and "O_CREAT" in line:
+            result.append("open")
+        elif name == "unlinkat":
+            result.append("rmdir" if "AT_REMOVEDIR" in line else "unlink")
+        elif name in names:
+            result.append(names[name])
+    return result[:-1]

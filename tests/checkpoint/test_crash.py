@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from lucid_gpu.checkpoint import Checkpointer
-from tests.checkpoint import crash, trees
+from tests.checkpoint import crash, powercut, trees
 
 MUST_SUCCEED = {"write", "fsync", "mkdirat", "renameat"}
 
@@ -24,11 +24,11 @@ def places(prepared, memory_path):
         pytest.skip("strace is not installed (apt-get install strace)")
     shutil.copytree(prepared, memory_path / "recorded")
     try:
-        said, _ = crash.run(memory_path / "recorded", memory_path / "log")
+        said, _ = crash.run(memory_path / "recorded", memory_path / "recorded.log")
     except PermissionError as error:
         pytest.skip(f"strace may not attach to a process here: {error}")
     assert said == "saved"
-    return crash.places(memory_path / "log")
+    return crash.places(memory_path / "recorded.log")
 
 
 @pytest.fixture
@@ -61,6 +61,19 @@ def test_the_save_under_test_makes_the_calls_that_matter(places):
     names = [name for name, _ in places]
     assert {*MUST_SUCCEED, "openat", "flock", "unlinkat", "close"} <= set(names)
     assert names.count("fsync") == 5
+
+
+def test_the_recorder_of_power_cuts_sees_every_change_that_strace_sees(
+    places, prepared, memory_path
+):
+    shutil.copytree(prepared, memory_path / "watched" / "run")
+    recorder = powercut.Recorder(memory_path / "watched")
+    with (
+        recorder.recording(),
+        Checkpointer(memory_path / "watched" / "run", keep=2) as checkpointer,
+    ):
+        checkpointer.save(3, crash.tree(3))
+    assert [op.call for op in recorder.ops] == crash.changes(memory_path / "recorded.log")
 
 
 def test_a_kill_at_any_system_call_loses_nothing(places, save_with):
