@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_gpu.checkpoint import durable, files
+from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.reader import Reader
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lucid_gpu.device import Array
-
-_STEP = re.compile(r"step-([0-9]{12})")
 
 
 class Checkpointer:
@@ -135,11 +132,9 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
         try:
-            with os.scandir(self.directory) as entries:
-                names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+            return steps.found_in(self.directory)
         except OSError as error:
             raise CheckpointError(f"{self.directory} cannot be listed: {error}") from error
-        return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
     def wait(self) -> None:
         """Wait for the background save, and raise its error if it had one."""
@@ -175,10 +170,10 @@ class Checkpointer:
 
     def _victims(self, saved: int) -> list[int]:
         """Return the complete steps that are not kept; damaged ones neither count nor go."""
-        steps = [step for step in self.steps() if step == saved or self._is_complete(step)]
+        complete = [step for step in self.steps() if step == saved or self._is_complete(step)]
         return [
             step
-            for step in steps[: -self._keep]
+            for step in complete[: -self._keep]
             if step != saved and (self._keep_every is None or step % self._keep_every)
         ]
 
@@ -216,24 +211,20 @@ class Checkpointer:
         with self._open(step) as reader:
             return files.read_checkpoint(reader, "cpu", into)
 
-    def _remove(self, steps: list[int]) -> None:
+    def _remove(self, victims: list[int]) -> None:
         if self._lock is None:
             raise CheckpointError(f"{self.directory}: this Checkpointer is closed: open another")
         try:
-            durable.retire(self._lock, [self._path(step).name for step in steps])
+            durable.retire(self._lock, [self._path(step).name for step in victims])
         except OSError as error:
             raise CheckpointError(
-                f"{self.directory}: steps {steps} were not removed: {error}"
+                f"{self.directory}: steps {victims} were not removed: {error}"
             ) from error
-        for step in steps:
+        for step in victims:
             self._complete.pop(step, None)
 
     def _path(self, step: int) -> Path:
-        if type(step) is not int:
-            raise TypeError(f"step must be an int, not {step!r}")
-        if not 0 <= step < 10**12:
-            raise ValueError(f"step={step} must be at least 0 and below 10**12")
-        return self.directory / f"step-{step:012d}"
+        return steps.path_of(self.directory, step)
 
 
 def _hold(directory: Path) -> int:
