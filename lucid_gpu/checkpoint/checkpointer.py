@@ -134,7 +134,7 @@ class Checkpointer:
         try:
             return steps.found_in(self.directory)
         except OSError as error:
-            raise CheckpointError(f"{self.directory} cannot be listed: {error}") from error
+            raise CheckpointError(f"{self.directory} cannot be listed: {error.strerror}") from error
 
     def wait(self) -> None:
         """Wait for the background save, and raise its error if it had one."""
@@ -218,7 +218,7 @@ class Checkpointer:
             durable.retire(self._lock, [self._path(step).name for step in victims])
         except OSError as error:
             raise CheckpointError(
-                f"{self.directory}: steps {victims} were not removed: {error}"
+                f"{self.directory}: steps {victims} were not removed: {error.strerror}"
             ) from error
         for step in victims:
             self._complete.pop(step, None)
@@ -239,7 +239,9 @@ def _hold(directory: Path) -> int:
                 durable.sweep(descriptor)
                 stack.pop_all()
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be used for checkpoints: {error}") from error
+        raise CheckpointError(
+            f"{directory} cannot be used for checkpoints: {error.strerror}"
+        ) from error
     if not locked:
         raise CheckpointError(
             f"{directory}: another Checkpointer is writing here: close it, use another directory, "

@@ -108,8 +108,8 @@ def write_checkpoint(
         durable.publish(target, lambda directory: _write(directory, node, arrays, step))
     except OSError as error:
         raise CheckpointError(
-            f"{target} was not saved: {error}: see that the disk has room, works and may be "
-            "written to, and save again"
+            f"{target} was not saved: {error.strerror}: see that the disk has room, works and "
+            "may be written to, and save again"
         ) from error
 
 

@@ -164,4 +164,4 @@ def test_a_program_that_ends_without_close_finishes_its_save(tmp_path):
 
 
 def test_an_error_that_nobody_asked_for_is_printed_at_the_end(tmp_path):
-    assert "was not saved: [Errno 5]" in run_and_forget(tmp_path, "fail").stderr
+    assert "was not saved: Input/output error" in run_and_forget(tmp_path, "fail").stderr
