@@ -1,0 +1,229 @@
+"""Compiles ``kernels/`` once and launches a plan: one launch for any number of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lucid_gpu import device
+from lucid_gpu.execution import plan as _plan
+from lucid_gpu.execution.plan import Plan, Rule, Work
+from lucid_gpu.execution.sources import joined
+
+THREADS = 256
+"""Threads per block: ``kThreads`` of ``fused_step.cuh``."""
+
+OPTIONS = ("--fmad=false",)
+"""Without fused multiply-add, so that CUDA and NumPy agree to the bit."""
+
+STAGES = 16
+"""How many steps the host may run ahead of the device before it waits for a table to be copied."""
+
+
+class CudaExecutor:
+    """Steps CuPy arrays of one device, on the stream that is current when it is called.
+
+    Attributes:
+        needs_gradients: whether each run wants its gradients anew. Addresses stay on the device;
+            the arrays are let go, so that their memory is free when the training loop is done.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._home = device.of(work.params[0])
+        arrays = zip(work.params, work.slots, strict=True)
+        layouts = [_plan.common_layout((param, *slots)) for param, slots in arrays]
+        self._layouts = np.array(layouts, np.uint8)
+        self._is_dense = self._match(np.array([*map(device.contiguity, work.grads)], np.uint8))
+        self._dense = np.flatnonzero(self._is_dense)
+        self._strided = np.flatnonzero(~self._is_dense)
+        with device.on(self._home):
+            self._fused = _FusedLaunch(work.select(self._dense))
+            self._single = _StridedLaunches(work.select(self._strided))
+        self.needs_gradients = len(self._strided) > 0
+        work.grads = []
+
+    def replace_gradients(self, grads: Sequence[Any]) -> bool:
+        """Take other gradient arrays from now on; False if their layout asks for a new executor."""
+        addresses = np.array([grad.data.ptr for grad in grads], np.uint64)
+        layouts = np.array([*map(device.contiguity, grads)], np.uint8)
+        if not self.move_gradients(addresses, layouts):
+            return False
+        self._single.replace_gradients([grads[i] for i in self._strided.tolist()])
+        return True
+
+    def move_gradients(
+        self, addresses: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Take gradients at other addresses; False if their layout asks for a new executor."""
+        if not np.array_equal(self._match(layouts), self._is_dense):
+            return False
+        self._fused.move_gradients(addresses[self._dense])
+        return True
+
+    def run(self, scalars: Sequence[Any]) -> None:
+        """Update every tensor, with one tuple of scalars for each row."""
+        with device.on(self._home):
+            self._fused.upload(scalars)
+            self._fused.launch()
+            self._single.launch(scalars)
+
+    def capture(self) -> None:
+        """Record the launch in the graph that the current stream records.
+
+        Raises:
+            RuntimeError: a tensor is not contiguous: its scalars would be frozen in the graph.
+        """
+        if len(self._strided):
+            raise RuntimeError(
+                f"{len(self._strided)} parameters or gradients are not contiguous, which a CUDA "
+                "graph cannot replay with new scalars: make them contiguous before capturing"
+            )
+        with device.on(self._home):
+            self._fused.launch()
+
+    def upload(self, scalars: Sequence[Any]) -> None:
+        """Bring the scalars and gradient addresses of the next replay to the device."""
+        with device.on(self._home):
+            self._fused.upload(scalars)
+
+    def _match(self, layouts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Say which tensors are contiguous in one order with their gradient and slots."""
+        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts) != 0
+        return is_dense
+
+
+class _FusedLaunch:
+    """The one launch that updates all contiguous tensors."""
+
+    def __init__(self, work: Work) -> None:
+        self._plan: Plan | None = None
+        if not work.params:
+            return
+        cp = device.cupy()
+        addresses = [
+            [int(param.data.ptr), *(int(slot.data.ptr) for slot in slots)]
+            for param, slots in zip(work.params, work.slots, strict=True)
+        ]
+        self._plan = plan = _plan.build(work, addresses)
+        self._chunks = cp.array(plan.chunks.view(np.uint8))
+        self._tensors = cp.array(plan.tensors.view(np.uint8))
+        self._split = -(-plan.scalars.nbytes // 16) * 16
+        self._table = _Table(self._split + 8 * len(work.grads))
+        self._scalars = self._table.host[: plan.scalars.nbytes].view(plan.scalars.dtype)
+        self._grads = self._table.host[self._split :].view(np.uint64)
+        self._arguments = (
+            self._chunks,
+            self._tensors,
+            self._table.device[self._split :],
+            self._table.device,
+        )
+        self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
+        self._gradients_moved = True
+        self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
+
+    def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
+        if self._plan is not None and not np.array_equal(addresses, self._grads):
+            self._grads[:] = addresses
+            self._gradients_moved = True
+
+    def upload(self, scalars: Sequence[Any]) -> None:
+        if self._plan is None:
+            return
+        before = self._scalars.copy()
+        self._scalars[:] = [tuple(row) for row in scalars]
+        if self._gradients_moved:
+            self._table.upload(len(self._table.host))
+        elif not np.array_equal(before, self._scalars):
+            self._table.upload(self._split)
+        self._gradients_moved = False
+
+    def launch(self) -> None:
+        if self._plan is not None and len(self._plan.chunks):
+            self._kernel((len(self._plan.chunks),), (THREADS,), self._arguments)
+
+
+class _StridedLaunches:
+    """One launch per tensor that is not contiguous, through CuPy's strides."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._kernels = [
+            _elementwise(work.rule, work.dtype, work.variants[row]) for row in work.row
+        ]
+
+    def replace_gradients(self, grads: Sequence[Any]) -> None:
+        self._work.grads = list(grads)
+
+    def launch(self, scalars: Sequence[Any]) -> None:
+        work = self._work
+        for i, kernel in enumerate(self._kernels):
+            row = map(work.dtype.type, scalars[work.row[i]])
+            kernel(work.grads[i], *row, work.params[i], *work.slots[i])
+        work.grads = []
+
+
+class _Table:
+    """Device memory that follows a host table, through pinned copies that take turns.
+
+    A pinned copy is refilled only once the device has read it, so the host may run ahead.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        cp = device.cupy()
+        self.host = np.zeros(nbytes, np.uint8)
+        self.device = cp.zeros(nbytes, np.uint8)
+        self._stages = [device.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
+        self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
+        self._uploads = 0
+
+    def upload(self, nbytes: int) -> None:
+        """Copy the first ``nbytes`` of the host table to the device, on the current stream."""
+        turn = self._uploads % STAGES
+        if self._uploads >= STAGES:
+            self._read[turn].synchronize()
+        stage = self._stages[turn]
+        stage[:nbytes] = self.host[:nbytes]
+        stream = device.cupy().cuda.get_current_stream()
+        self.device.data.copy_from_host_async(stage.ctypes.data, nbytes, stream)
+        self._read[turn].record(stream)
+        self._uploads += 1
+
+
+@cache
+def _compiled(
+    rule: type[Rule],
+    dtype: np.dtype[Any],
+    kinds: tuple[Any, ...],
+    device_id: int,  # noqa: ARG001 - a module is loaded on one device
+) -> Any:
+    """Return the kernel for some variants of a rule, compiled at the first call."""
+    name = _plan.kernel_name(rule, kinds, dtype)
+    source = joined("rule", rule.kernel, "fused_step")
+    module = device.cupy().RawModule(code=source, options=OPTIONS, name_expressions=[name])
+    return module.get_function(name)
+
+
+@cache
+def _elementwise(rule: type[Rule], dtype: np.dtype[Any], variant: Any) -> Any:
+    """Return the kernel that updates one tensor of any strides, from the text of the same rule."""
+    names = rule.Scalars._fields
+    slots = rule.slots[: rule.used_slots(variant)]
+    spare = [f"spare_{name}" for name in rule.slots[len(slots) :]]
+    scalar = dtype.name
+    functor = _plan.functor(rule, variant, dtype)
+    body = [f"{_plan.c_type(dtype)} {name} = 0;" for name in spare]
+    body.append(f"const {functor} rule{{{', '.join(names)}}};")
+    body.append(f"rule({', '.join(['param', 'grad', *slots, *spare])});")
+    return device.cupy().ElementwiseKernel(
+        ", ".join(f"{scalar} {name}" for name in ("grad", *names)),
+        ", ".join(f"{scalar} {name}" for name in ("param", *slots)),
+        " ".join(body),
+        f"lucid_gpu_{rule.functor.lower()}_strided",
+        preamble=joined("rule", rule.kernel),
+        options=OPTIONS,
+        no_return=True,
+    )

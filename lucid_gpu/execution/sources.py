@@ -1,0 +1,43 @@
+"""The CUDA sources: where they lie, and how they are joined to one text."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@cache
+def kernel_directory() -> Path:
+    """Return the folder of the CUDA sources: inside an installed package, beside a checkout's.
+
+    Raises:
+        FileNotFoundError: neither is there; the package is damaged.
+    """
+    places = (_PACKAGE / "kernels", _PACKAGE.parent / "kernels")
+    for place in places:
+        if (place / "fused_step.cuh").is_file():
+            return place
+    raise FileNotFoundError(
+        f"the CUDA sources are neither in {places[0]} nor in {places[1]}: reinstall lucid-gpu"
+    )
+
+
+def joined(*kernels: str | Path) -> str:
+    """Return the text of several sources as one, each named so that compilers report its lines.
+
+    One text, because CuPy keys its kernel cache by the source alone, not by what it includes.
+
+    Args:
+        kernels: a name such as ``"adam"`` stands for a file of this package; a path ending in
+            ``.cuh`` for any other.
+    """
+    parts = []
+    for kernel in kernels:
+        path = Path(kernel)
+        if path.suffix != ".cuh":
+            path = kernel_directory() / f"{kernel}.cuh"
+        text = path.read_text(encoding="utf-8").replace("#pragma once\n", "\n")
+        parts.append(f'#line 1 "kernels/{path.name}"\n{text}')
+    return "\n".join(parts)

@@ -1,0 +1,220 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lucid_gpu.optim import bounds
+from lucid_gpu.optim.fused import DECAYS, FusedOptimizer, decay_kind
+
+
+class Adam(FusedOptimizer):
+    r"""Adaptive moment estimation.
+
+    With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`), at the
+    :math:`t`-th step of a parameter::
+
+        θ ← θ(1 − ηλ)                          decoupled decay only
+        m ← m + (1 − β1)(g − m)
+        v ← β2·v + ((1 − β2)·g)·g
+        d = sqrt(v) / sqrt(1 − β2ᵗ) + ε
+        θ ← θ − ((η / (1 − β1ᵗ)) · m) / d
+
+    ``amsgrad=True`` keeps the largest bias-corrected second moment: ``v̂ ← max(v̂, v / (1 − β2ᵗ))``
+    and ``d = sqrt(v̂) + ε``. ``amsgrad="raw"`` keeps the largest ahead of the correction, as
+    PyTorch does: ``v̂ ← max(v̂, v)`` and ``d = sqrt(v̂) / sqrt(1 − β2ᵗ) + ε``.
+
+    State: ``step`` (int), ``exp_avg`` (m), ``exp_avg_sq`` (v) and, with ``amsgrad``,
+    ``max_exp_avg_sq`` (v̂), each of the shape and dtype of its parameter.
+
+    Args:
+        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
+            of any shape.
+        lr: the learning rate η ≥ 0.
+        betas: the decay rates β1 and β2 of the moments, each in [0, 1).
+        eps: ε ≥ 0, added to the denominator.
+        weight_decay: λ ≥ 0.
+        amsgrad: False, True or ``"raw"``.
+        decoupled_weight_decay: True decays the parameter itself, as :class:`AdamW` does, instead
+            of adding λθ to the gradient.
+        maximize: True follows the gradient upwards.
+
+    Raises:
+        TypeError: an option or ``params`` is of the wrong type.
+        ValueError: an option is out of bounds; the text names option, bound and value.
+
+    Example:
+        >>> from lucid_gpu import Parameter
+        >>> w = Parameter([1.0])
+        >>> optimizer = Adam([w], lr=0.1)
+        >>> w.grad = 2 * w.data
+        >>> optimizer.step()
+        >>> f"{w.numpy()[0]:.4f}"
+        '0.9000'
+
+    Sources: Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980; Loshchilov
+    & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101; Reddi, Kale & Kumar, "On
+    the Convergence of Adam and Beyond", arXiv:1904.09237.
+    """
+
+    kernel = "adam"
+    functor = "Adam"
+    slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    switches = {  # noqa: RUF012 - declared by the base class
+        "amsgrad": (False, True, "raw"),
+        "decay": DECAYS,
+        "maximize": (False, True),
+    }
+    scratch = 2
+
+    class Scalars(NamedTuple):
+        """Constants of one step."""
+
+        weight_decay: float
+        c1: float
+        beta2: float
+        c2: float
+        step_size: float
+        correction2: float
+        root2: float
+        eps: float
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool | str = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError if an option is out of bounds."""
+        bounds.nonnegative(options, "lr", "eps", "weight_decay")
+        bounds.decay_rates(options, "betas", 2)
+        bounds.one_of(options, "amsgrad", self.switches["amsgrad"])
+        bounds.switches(options, "decoupled_weight_decay", "maximize")
+
+    @staticmethod
+    def variant(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the choice of each switch."""
+        return {
+            "amsgrad": options["amsgrad"],
+            "decay": decay_kind(options),
+            "maximize": options["maximize"],
+        }
+
+    @staticmethod
+    def used_slots(variant: Any) -> int:
+        """Return 3 with amsgrad, else 2."""
+        return 3 if variant.amsgrad else 2
+
+    @classmethod
+    def scalars(cls, options: Mapping[str, Any], step: int) -> Scalars:
+        """Return the constants of a step."""
+        lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
+        correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+        return cls.Scalars(
+            weight_decay=1 - lr * decay if options["decoupled_weight_decay"] else decay,
+            c1=1 - beta1,
+            beta2=beta2,
+            c2=1 - beta2,
+            step_size=lr / correction1,
+            correction2=correction2,
+            root2=math.sqrt(correction2),
+            eps=options["eps"],
+        )
+
+    @staticmethod
+    def update(
+        k: Scalars, variant: Any, /, param: Any, g: Any, m: Any, v: Any, v_max: Any, a: Any, b: Any
+    ) -> None:
+        """Update a block in place; ``a`` and ``b`` are scratch."""
+        if variant.maximize:
+            g = np.negative(g, out=a)
+        if variant.decay == "l2":
+            np.multiply(k.weight_decay, param, out=b)
+            g = np.add(g, b, out=a)
+        if variant.decay == "decoupled":
+            param *= k.weight_decay
+
+        np.subtract(g, m, out=b)
+        b *= k.c1
+        m += b
+        np.multiply(k.c2, g, out=b)
+        b *= g
+        v *= k.beta2
+        v += b
+
+        d = b
+        if variant.amsgrad is True:
+            np.divide(v, k.correction2, out=d)
+            np.maximum(v_max, d, out=v_max)
+            np.sqrt(v_max, out=d)
+        elif variant.amsgrad == "raw":
+            np.maximum(v_max, v, out=v_max)
+            np.sqrt(v_max, out=d)
+            d /= k.root2
+        else:
+            np.sqrt(v, out=d)
+            d /= k.root2
+        d += k.eps
+        np.multiply(k.step_size, m, out=a)
+        a /= d
+        param -= a
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, on by default.
+
+    The update is that of :class:`Adam` with ``decoupled_weight_decay=True``; the arguments and
+    their bounds are the same.
+
+    Example:
+        >>> from lucid_gpu import Parameter
+        >>> AdamW([Parameter([1.0])]).param_groups[0]["weight_decay"]
+        0.01
+
+    Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool | str = False,
+        *,
+        decoupled_weight_decay: bool = True,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+        )

@@ -1,0 +1,200 @@
+"""FusedOptimizer: what an update rule must declare, and how its parameters reach the executors."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lucid_gpu import device as _device
+from lucid_gpu.execution.cuda import CudaExecutor
+from lucid_gpu.optim.explain import explain
+from lucid_gpu.optim.optimizer import Optimizer
+from lucid_gpu.optim.roster import Roster, misfits
+
+DECAYS = ("none", "l2", "decoupled")
+
+
+def decay_kind(options: Mapping[str, Any]) -> str:
+    """Return which weight decay the options ask for: one of ``DECAYS``."""
+    if not options["weight_decay"]:
+        return "none"
+    return "decoupled" if options["decoupled_weight_decay"] else "l2"
+
+
+class FusedOptimizer(Optimizer):
+    """An optimizer that is one elementwise update rule, written twice.
+
+    A subclass declares the rule; groups, state, devices and launches are this class's business.
+
+    Attributes:
+        kernel: the rule's CUDA source: ``"adam"`` for ``kernels/adam.cuh`` of this package, or the
+            path of a ``.cuh`` file elsewhere.
+        functor: the name of the C++ functor in it.
+        slots: the names of the arrays that the rule keeps beside each parameter, in the order of
+            the functor's arguments; they start as zeros.
+        switches: for each template parameter of the functor after the type, in order, its choices;
+            a choice counts as its position.
+        Scalars: a NamedTuple of the constants of one step, in the order of the functor's members.
+        scratch: how many arrays of a block's size ``update`` needs.
+    """
+
+    kernel: ClassVar[str | Path]
+    functor: ClassVar[str]
+    slots: ClassVar[tuple[str, ...]]
+    switches: ClassVar[dict[str, tuple[Any, ...]]]
+    Scalars: ClassVar[Any]
+    scratch: ClassVar[int] = 0
+    Variant: ClassVar[Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "switches" in cls.__dict__:
+            cls.Variant = namedtuple("Variant", cls.switches)  # type: ignore[misc]
+
+    def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
+        self._roster: Roster | None = None
+        self._captured: Roster | None = None
+        super().__init__(params, defaults)
+
+    @staticmethod
+    def variant(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the choice of each switch that the options of a group ask for."""
+        raise NotImplementedError
+
+    @staticmethod
+    def used_slots(variant: Any) -> int:
+        """Return how many of the slots, from the first on, a variant uses."""
+        raise NotImplementedError
+
+    @classmethod
+    def scalars(cls, options: Mapping[str, Any], step: int) -> Any:
+        """Return the constants of a step, computed in float64; ``step`` counts from 1."""
+        raise NotImplementedError
+
+    @staticmethod
+    def update(scalars: Any, variant: Any, /, *arrays: Any) -> None:
+        """Update a block in place: parameter, gradient (not to be changed), slots, scratch."""
+        raise NotImplementedError
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient: one kernel launch per device and dtype.
+
+        On a stream that records a CUDA graph, the launch is recorded instead and nothing steps;
+        see :meth:`before_replay`.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, before the update.
+
+        Returns:
+            What ``closure`` returned; None without one.
+
+        Raises:
+            TypeError: a parameter is not made of float32 or float64.
+            ValueError: an option is out of bounds, or a gradient or slot does not fit its
+                parameter. Nothing was changed.
+        """
+        result = None if closure is None else closure()
+        if _device.is_capturing():
+            self._capture()
+            return result
+        for batch, scalars in self._current_roster().tick(type(self).scalars):
+            batch.executor.run(scalars)
+        return result
+
+    def before_replay(self) -> None:
+        """Count a step and bring its learning rates and bias corrections to the device.
+
+        Call it before each replay of a CUDA graph in which a step was captured, on the stream on
+        which the graph is launched.
+
+        Raises:
+            RuntimeError: no step was captured, or what it updates has changed since: capture anew.
+
+        Example:
+            >>> def train(stream, optimizer, forward_backward, replays):
+            ...     with stream:
+            ...         forward_backward()
+            ...         optimizer.step()  # allocates state and compiles
+            ...         stream.begin_capture()
+            ...         forward_backward()
+            ...         optimizer.step()
+            ...         graph = stream.end_capture()
+            ...         for _ in range(replays):
+            ...             optimizer.before_replay()
+            ...             graph.launch(stream)
+        """
+        if self._captured is None:
+            raise RuntimeError("no step was captured: call step() while the stream is capturing")
+        if self._current_roster() is not self._captured:
+            raise RuntimeError(
+                "parameters, groups or state have changed since the step was captured: "
+                "capture the graph anew"
+            )
+        for batch, scalars in self._captured.tick(type(self).scalars):
+            batch.executor.upload(scalars)  # type: ignore[union-attr]
+
+    def explain(self) -> None:
+        """Print how the next step will run, without taking it.
+
+        For each device and dtype: the launches, the bytes moved per element, the variants of the
+        rule, and which tensors take the slow path and why.
+
+        Example:
+            >>> from lucid_gpu import Parameter
+            >>> from lucid_gpu.optim import SGD
+            >>> SGD([Parameter([1.0])]).explain()
+            SGD: one step of 0 parameters
+            no gradient, so no step: '0.0'
+        """
+        print(explain(self))  # noqa: T201 - printing is what it is for
+
+    def slot_problems(
+        self, param: Any, slots: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> list[str]:
+        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
+        used = self.slots[: self.used_slots(self.variant_of(options))]
+        problems = [f"slot {name!r} is missing" for name in ("step", *used) if name not in slots]
+        problems += [
+            f"slot {name!r} is unknown" for name in slots if name not in ("step", *self.slots)
+        ]
+        step = slots.get("step", 0)
+        if type(step) is not int or step < 0:
+            problems.append(f"slot 'step' must be an int >= 0, not {step!r}")
+        for name in self.slots:
+            if name in slots:
+                problems += misfits(f"slot {name!r}", slots[name], param.data, "shape", "dtype")
+        return problems
+
+    def variant_of(self, group: Mapping[str, Any]) -> Any:
+        """Return the variant that a group asks for.
+
+        Raises:
+            TypeError: an option is of the wrong type.
+            ValueError: an option is out of bounds.
+        """
+        self.check_options(group)
+        return self.Variant(**self.variant(group))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_roster": None, "_captured": None}
+
+    def _current_roster(self) -> Roster:
+        """Return the roster of this step: the last one if it still holds, else a new one."""
+        if self._roster is None or not self._roster.still_holds():
+            self._roster = Roster(self)
+        return self._roster
+
+    def _capture(self) -> None:
+        before = self._roster
+        if before is None or self._current_roster() is not before:
+            raise RuntimeError(
+                "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
+                "one ordinary step, with the same parameters, groups and options, before capturing"
+            )
+        for batch in before.batches:
+            if not isinstance(batch.executor, CudaExecutor):
+                raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
+            batch.executor.capture()
+        self._captured = before

@@ -1,0 +1,409 @@
+"""Optimizer: groups, gradients, state, and the order of a step and its hooks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+from lucid_gpu import device as _device
+from lucid_gpu.optim import groups as _groups
+from lucid_gpu.optim import hooks as _hooks
+from lucid_gpu.optim import state_dict as _state_dict
+from lucid_gpu.optim.state import State
+from lucid_gpu.optim.tree import copy_tree
+from lucid_gpu.parameter import Parameter
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+class Optimizer:
+    """Base class of all optimizers; a subclass adds ``step``.
+
+    Args:
+        params: the parameters: an iterable of them, of ``(name, parameter)`` pairs, or of group
+            dicts, each with ``params`` and options of its own. A parameter is a
+            :class:`lucid_gpu.Parameter` or any object with ``data`` and ``grad``.
+        defaults: the options of a group that does not give its own.
+
+    Attributes:
+        param_groups: the groups, each a dict of its options, ``params`` and ``param_names``.
+            An option that is edited takes effect at the next step.
+        state: a mapping from parameter to its slots, filled by the first step of each parameter.
+        defaults: a copy of the argument.
+
+    Raises:
+        TypeError: ``params`` is no ordered collection of parameters, or ``defaults`` no dict.
+        ValueError: ``params`` is empty, an option is out of bounds, a parameter is in two groups,
+            or some parameters are named and others not.
+
+    Example:
+        An optimizer of one's own, for parameters on any device:
+
+        >>> class MyOptimizer(Optimizer):
+        ...     def __init__(self, params, lr=0.01):
+        ...         super().__init__(params, {"lr": lr})
+        ...
+        ...     def step(self, closure=None):
+        ...         for group in self.param_groups:
+        ...             for param in group["params"]:
+        ...                 if param.grad is not None:
+        ...                     param.data -= group["lr"] * param.grad
+        >>> w = Parameter([1.0, 2.0])
+        >>> optimizer = MyOptimizer([w], lr=0.5)
+        >>> w.grad = w.data.copy()
+        >>> optimizer.step()
+        >>> w.numpy().tolist()
+        [0.5, 1.0]
+    """
+
+    requires_parameters: ClassVar[bool] = True
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004, D102
+        if cls is Optimizer:
+            raise TypeError("Optimizer is abstract: use a subclass that defines step(), as Adam")
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__:
+            cls.step = cls.profile_hook_step(cls.step)  # type: ignore[method-assign]
+
+    def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
+        if not isinstance(defaults, Mapping):
+            raise TypeError(f"defaults must be a dict of options, not {type(defaults).__name__}")
+        self.check_options(defaults)
+        self.defaults: dict[str, Any] = dict(defaults)
+        self.param_groups: list[dict[str, Any]] = []
+        self.state = State()
+        self._step_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._step_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._load_state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._is_stepping = False
+        for group in _groups.split_groups(params, self.requires_parameters):
+            self.add_param_group(group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, before the update.
+
+        Returns:
+            What ``closure`` returned; None without one.
+
+        Raises:
+            NotImplementedError: the subclass does not define ``step``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define step(closure=None)")
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows."""
+
+    def slot_problems(
+        self,
+        param: Any,
+        slots: Mapping[str, Any],
+        options: Mapping[str, Any],  # noqa: ARG002 - a subclass's slots depend on its options
+    ) -> list[str]:
+        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``.
+
+        Here, where nothing is known of the slots, an array must have the shape of the one that it
+        would replace.
+        """
+        present = self.state.get(param, {})
+        return [
+            f"slot {name!r} has shape {slots[name].shape}, here it has {array.shape}"
+            for name, array in present.items()
+            if _device.is_array(array)
+            and _device.is_array(slots.get(name))
+            and slots[name].shape != array.shape
+        ]
+
+    def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a list with the one group dict that ``params`` and ``defaults`` make.
+
+        Args:
+            params: the parameters of the group.
+            defaults: its options.
+
+        Raises:
+            TypeError: ``params`` is no ordered collection of parameters.
+            ValueError: ``params`` is empty.
+        """
+        group = _groups.normalize({"params": params}, 0)
+        return [{"params": group["params"], **defaults}]
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group of parameters; options it lacks come from ``defaults``.
+
+        Args:
+            param_group: a dict with ``params``, any options, and keys of one's own, which are
+                kept. The dict itself is not changed.
+
+        Raises:
+            TypeError: it is no dict, or holds something that is no parameter.
+            ValueError: ``params`` is missing or empty, a parameter is in another group already,
+                an option is out of bounds, or names are given to some parameters only.
+        """
+        index = len(self.param_groups)
+        group = _groups.normalize(param_group, index)
+        options = {**self.defaults, **_groups.options(group)}
+        self.check_options(options)
+        owners = {
+            id(param): (number, name)
+            for number, other in enumerate(self.param_groups)
+            for param, name in zip(other["params"], other["param_names"], strict=True)
+        }
+        for param in group["params"]:
+            if id(param) in owners:
+                number, name = owners[id(param)]
+                raise ValueError(
+                    f"parameter {name!r} is already in parameter group {number}: "
+                    "a parameter belongs to one group"
+                )
+        named = [
+            not _groups.is_positional(other["param_names"], number)
+            for number, other in enumerate([*self.param_groups, group])
+        ]
+        if named[-1] != named[0]:
+            raise ValueError(
+                f"the parameters of group {0 if named[0] else index} have names, those of group "
+                f"{index if named[0] else 0} have none: name those of all groups, or of none"
+            )
+        names = {"params": group["params"], "param_names": group["param_names"]}
+        self.param_groups.append({**options, **names})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients.
+
+        Args:
+            set_to_none: True sets each ``grad`` to None. False fills the existing buffers with
+                zeros in place; no buffer is made where there is none.
+        """
+        for param in self._params():
+            grad = param.grad
+            if isinstance(grad, list):
+                param.grad = []
+            elif set_to_none:
+                param.grad = None
+            elif grad is not None:
+                grad[...] = 0
+
+    def clear_grad(self) -> None:
+        """Reset the gradients, as :meth:`zero_grad` does; lists of text become empty lists."""
+        for param in self._params():
+            is_text = isinstance(param.data, str)
+            param.grad = [] if is_text else None
+
+    def reset_grad(self) -> None:
+        """Reset the gradients: :meth:`zero_grad` by another name."""
+        self.zero_grad()
+
+    def to(self, device: str) -> Optimizer:
+        """Move parameters, gradients and state to a device, through pinned memory.
+
+        Parameters, groups and state keep their identity; arrays get new homes. Nothing is moved
+        unless everything fits there.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: ``device`` is unknown.
+            lucid_gpu.device.DeviceUnavailableError: ``device`` is a GPU that cannot be used.
+        """
+        target = _device.resolve(device)
+
+        def move(array: Any) -> Any:
+            return _device.to(array, target)
+
+        params = [
+            (param, copy_tree(param.data, move, "data"), copy_tree(param.grad, move, "grad"))
+            for param in self._params()
+        ]
+        slots = [
+            (slots, {name: copy_tree(slots[name], move, name) for name in slots if name != "step"})
+            for slots in self.state.values()
+        ]
+        for param, data, grad in params:
+            if isinstance(param, Parameter):
+                param.rehome(data, grad)
+            else:
+                param.data, param.grad = data, grad
+        for kept, moved in slots:
+            kept.update(moved)
+        return self
+
+    def state_dict(self, device: str | None = None) -> dict[str, Any]:
+        """Return a snapshot of state and options: ``{"state": {id: slots}, "param_groups": […]}``.
+
+        Stepping on does not change it. Each group holds its options, ``params`` (ids, counted in
+        group order), ``param_names``, and the class of the optimizer.
+
+        Args:
+            device: ``"cpu"`` brings the arrays to the host; None copies them where they are.
+
+        Raises:
+            TypeError: a slot holds something that is no plain data.
+        """
+        for hook in self._state_dict_pre_hooks:
+            hook(self)
+        snapshot = _state_dict.snapshot(self, None if device is None else _device.resolve(device))
+        for hook in self._state_dict_post_hooks:
+            snapshot = _replaced(hook, hook(self, snapshot), snapshot)
+        return snapshot
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        *,
+        model_clients: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load a state dict: state, and the options of each group. All of it, or nothing.
+
+        Parameters are matched by name where both sides have names, else by position. Arrays are
+        copied to the device of their parameter and keep their dtype. Saved options replace the
+        present ones; those the dict lacks stay. A ``torch.optim`` state dict is understood too;
+        its ``amsgrad=True`` becomes ``amsgrad="raw"``.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned; it is not changed.
+            strict: False loads what fits and warns with a list of what did not.
+            model_clients: for each option that held a live object when it was saved, the instance
+                to install.
+
+        Raises:
+            TypeError: it is no mapping, or part of it is of the wrong type.
+            KeyError: ``state``, ``param_groups`` or the ``params`` of a group is missing.
+            ValueError: it does not match this optimizer; the text lists every mismatch. Or a
+                model client is missing or of another class.
+        """
+        if isinstance(state_dict, Mapping):
+            state_dict = dict(state_dict)
+        for hook in self._load_state_dict_pre_hooks:
+            state_dict = _replaced(hook, hook(self, state_dict), state_dict)
+        _state_dict.restore(self, state_dict, strict, model_clients or {})
+        for hook in self._load_state_dict_post_hooks:
+            hook(self)
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, args, kwargs)`` to run ahead of each step.
+
+        It may return a tuple ``(args, kwargs)`` that replaces the arguments of the step, or None.
+        """
+        return self._step_pre_hooks.register(hook)
+
+    def register_step_post_hook(self, hook: Callable[..., None]) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, args, kwargs)`` to run after each step."""
+        return self._step_post_hooks.register(hook)
+
+    def register_state_dict_pre_hook(
+        self, hook: Callable[..., None], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer)`` to run ahead of :meth:`state_dict`."""
+        return self._state_dict_pre_hooks.register(hook, prepend)
+
+    def register_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, state_dict)``, which may edit the dict or return another."""
+        return self._state_dict_post_hooks.register(hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, state_dict)`` to run ahead of :meth:`load_state_dict`.
+
+        It gets a shallow copy of the dict and may edit it or return another.
+        """
+        return self._load_state_dict_pre_hooks.register(hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Callable[..., None], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
+        return self._load_state_dict_post_hooks.register(hook, prepend)
+
+    @staticmethod
+    def profile_hook_step(func: Step) -> Step:
+        """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
+
+        The ``step`` of every subclass is wrapped when the class is made.
+        """
+        if getattr(func, "hooked", False):
+            return func
+
+        @functools.wraps(func)
+        def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if self._is_stepping:  # a subclass's step that calls super().step() is one step
+                return func(self, *args, **kwargs)
+            self._is_stepping = True
+            try:
+                for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
+                    args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
+                result = func(self, *args, **kwargs)
+                for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
+                    hook(self, args, kwargs)
+            finally:
+                self._is_stepping = False
+            return result
+
+        step.hooked = True  # type: ignore[attr-defined]
+        return step  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            lines += [
+                f"    {key}: {value}" for key, value in sorted(_groups.options(group).items())
+            ]
+            arrays = [p.data for p in group["params"] if not isinstance(p.data, str)]
+            elements = sum(array.size for array in arrays)
+            places = sorted({_device.of(array) for array in arrays}) or ["cpu"]
+            names = ", ".join(group["param_names"][:4]) + (
+                ", …" if len(group["params"]) > 4 else ""
+            )
+            lines.append(
+                f"    {len(group['params'])} parameters ({names}), "
+                f"{elements} elements on {', '.join(places)}"
+            )
+        return "\n".join([*lines, ")"])
+
+    def _params(self) -> list[Any]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+
+def _arguments(
+    hook: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that a step pre-hook left, or those it put in their place."""
+    if result is None:
+        return args, kwargs
+    if isinstance(result, tuple) and len(result) == 2:
+        new_args, new_kwargs = result
+        if isinstance(new_args, tuple) and isinstance(new_kwargs, dict):
+            return new_args, new_kwargs
+    raise RuntimeError(
+        f"step pre-hook {hook!r} returned {result!r}: it must return None or (args, kwargs), "
+        "a tuple and a dict"
+    )
+
+
+def _replaced(hook: Any, result: Any, current: Any) -> Any:
+    """Return the state dict that a hook left, or the one it put in its place."""
+    if result is None:
+        return current
+    if not isinstance(result, Mapping):
+        raise RuntimeError(
+            f"hook {hook!r} returned a {type(result).__name__}: it must return None or a state dict"
+        )
+    return result

@@ -1,0 +1,305 @@
+"""Roster: which parameters step, with which arrays, by which executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lucid_gpu import device as _device
+from lucid_gpu import ledger
+from lucid_gpu.execution.cpu import CpuExecutor
+from lucid_gpu.execution.cuda import CudaExecutor
+from lucid_gpu.execution.plan import Work
+from lucid_gpu.optim.state import Clock
+from lucid_gpu.parameter import Parameter, latest_changes
+
+if TYPE_CHECKING:
+    from lucid_gpu.optim.fused import FusedOptimizer
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+"""What parameters of a fused optimizer may be made of."""
+
+Executor: TypeAlias = CpuExecutor | CudaExecutor
+
+
+class Item(NamedTuple):
+    """A parameter that steps, and its arrays."""
+
+    position: int
+    group: int
+    name: str
+    param: Any
+    data: Any
+    grad: Any
+    step: int
+    slots: dict[str, Any]
+
+
+@dataclass
+class Row:
+    """Parameters of one group that have made the same number of steps: they share scalars."""
+
+    group: dict[str, Any]
+    clock: Clock
+
+
+@dataclass
+class Batch:
+    """The parameters of one device and dtype, and what steps them."""
+
+    executor: Executor
+    rows: list[Row]
+    positions: npt.NDArray[np.intp]
+
+
+class Roster:
+    """What one step of an optimizer does: made when anything changed, kept while gradients move.
+
+    Args:
+        optimizer: its groups, gradients and state are read, checked, and given the slots they
+            lack; if anything does not fit, it is left as it was.
+
+    Raises:
+        TypeError: a parameter is not made of float32 or float64, or an option is of a wrong type.
+        ValueError: an option is out of bounds, or a gradient or slot does not fit its parameter.
+    """
+
+    def __init__(self, optimizer: FusedOptimizer) -> None:
+        self._optimizer = optimizer
+        groups = optimizer.param_groups
+        self._changes = latest_changes()
+        self._options = self._read_options()
+        self._variants = [optimizer.variant_of(group) for group in groups]
+        self._lists = [(group["params"], len(group["params"])) for group in groups]
+        self._params = [param for params, _ in self._lists for param in params]
+        self._are_own = all(map(_is_own, self._params))
+        self._entries = np.array([p.entry for p in self._params] if self._are_own else [], np.intp)
+        self._data = [param.data for param in self._params]
+        grads = [param.grad for param in self._params]
+        self._has_grad = [grad is not None for grad in grads]
+        items = self._collect(grads)
+        by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
+        for item in items:
+            by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
+        _refuse_shared_memory(items)
+        self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
+        for batch, own in zip(self.batches, by_kind.values(), strict=True):
+            self._attach_state(batch, own)
+        self._needs_gradients = not self._are_own or any(
+            batch.executor.needs_gradients for batch in self.batches
+        )
+        self._version = optimizer.state.version
+
+    def still_holds(self) -> bool:
+        """Say whether the next step can use it too, after taking in gradients that moved."""
+        optimizer = self._optimizer
+        if self._version is not optimizer.state.version or not self._has_same_groups():
+            return False
+        options = self._read_options()
+        if options != self._options:
+            if [optimizer.variant_of(group) for group in optimizer.param_groups] != self._variants:
+                return False
+            self._options = options
+        data, grad = latest_changes()
+        is_data_settled = self._are_own and data is self._changes[0]
+        if not is_data_settled and not self._has_same_data():
+            return False
+        if self._needs_gradients:
+            if not self._take_gradients():
+                return False
+        elif grad is not self._changes[1] and not self._take_addresses():
+            return False
+        self._changes = data, grad
+        return True
+
+    def tick(self, scalars: Callable[[dict[str, Any], int], Any]) -> list[tuple[Batch, list[Any]]]:
+        """Count a step of every parameter and return its scalars by row; all of it, or nothing."""
+        result = [
+            (batch, [scalars(row.group, row.clock.step + 1) for row in batch.rows])
+            for batch in self.batches
+        ]
+        for batch in self.batches:
+            for row in batch.rows:
+                row.clock.step += 1
+        return result
+
+    def _read_options(self) -> list[list[Any]]:
+        optimizer = self._optimizer
+        return [[group[key] for key in optimizer.defaults] for group in optimizer.param_groups]
+
+    def _has_same_groups(self) -> bool:
+        groups = self._optimizer.param_groups
+        return len(groups) == len(self._lists) and all(
+            group["params"] is params and len(params) == count
+            for group, (params, count) in zip(groups, self._lists, strict=True)
+        )
+
+    def _has_same_data(self) -> bool:
+        return all(map(is_, [param.data for param in self._params], self._data))
+
+    def _collect(self, grads: list[Any]) -> list[Item]:
+        """Return the parameters that have a gradient, or raise if one of them cannot step."""
+        optimizer = self._optimizer
+        items: list[Item] = []
+        position = -1
+        for number, group in enumerate(optimizer.param_groups):
+            used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
+            for param, name in zip(group["params"], group["param_names"], strict=True):
+                position += 1
+                if grads[position] is None:
+                    continue
+                data = _trainable(name, self._data[position])
+                grad = _device.as_array(grads[position])
+                _require(misfits(f"the gradient of parameter {name!r}", grad, data))
+                kept = optimizer.state.get(param, {})
+                slots = {slot: kept[slot] for slot in used if slot in kept}
+                for slot, array in slots.items():
+                    _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
+                slots.update((slot, _zeros_like(data)) for slot in used if slot not in slots)
+                step = kept.get("step", 0)
+                items.append(Item(position, number, name, param, data, grad, step, slots))
+        return items
+
+    def _make_batch(self, kind: tuple[str, np.dtype[Any]], items: list[Item]) -> Batch:
+        optimizer = self._optimizer
+        device, dtype = kind
+        keys = [(item.group, item.step) for item in items]
+        distinct = sorted(set(keys))
+        row_of = {key: row for row, key in enumerate(distinct)}
+        used = [optimizer.used_slots(variant) for variant in self._variants]
+        work = Work(
+            rule=type(optimizer),
+            dtype=dtype,
+            params=[item.data for item in items],
+            grads=[item.grad for item in items],
+            slots=[
+                tuple(item.slots[slot] for slot in optimizer.slots[: used[item.group]])
+                for item in items
+            ],
+            row=[row_of[key] for key in keys],
+            variants=[self._variants[group] for group, _ in distinct],
+        )
+        executor: Executor = CpuExecutor(work) if device == "cpu" else CudaExecutor(work)
+        rows = [Row(optimizer.param_groups[group], Clock(step)) for group, step in distinct]
+        return Batch(executor, rows, np.array([item.position for item in items], np.intp))
+
+    def _attach_state(self, batch: Batch, items: list[Item]) -> None:
+        clocks = {(id(row.group), row.clock.step): row.clock for row in batch.rows}
+        for item in items:
+            slots = self._optimizer.state[item.param]
+            group = self._optimizer.param_groups[item.group]
+            slots["step"] = clocks[id(group), item.step]
+            slots.update(item.slots)
+
+    def _take_gradients(self) -> bool:
+        """Hand the gradients to the executors; False if other parameters have them than before."""
+        grads = [param.grad for param in self._params]
+        if [grad is not None for grad in grads] != self._has_grad:
+            return False
+        if not self._are_own:  # a Parameter has checked its gradient when it was set
+            grads = [None if grad is None else _device.as_array(grad) for grad in grads]
+            for position, has_grad in enumerate(self._has_grad):
+                if has_grad:
+                    label = f"the gradient of parameter {self._name(position)!r}"
+                    _require(misfits(label, grads[position], self._data[position]))
+        return all(
+            batch.executor.replace_gradients(
+                [grads[position] for position in batch.positions.tolist()]
+            )
+            for batch in self.batches
+        )
+
+    def _take_addresses(self) -> bool:
+        """Do what :meth:`_take_gradients` does, from the ledger, without touching a gradient."""
+        addresses, layouts = ledger.read(self._entries)
+        if not np.array_equal(layouts != ledger.ABSENT, self._has_grad):
+            return False
+        return all(
+            batch.executor.move_gradients(addresses[batch.positions], layouts[batch.positions])
+            for batch in self.batches
+            if isinstance(batch.executor, CudaExecutor)
+        )
+
+    def _name(self, position: int) -> str:
+        names = [name for group in self._optimizer.param_groups for name in group["param_names"]]
+        return str(names[position])
+
+
+def _is_own(param: Any) -> bool:
+    """Say whether a parameter notes its changes, by the properties of Parameter itself."""
+    kind = type(param)
+    return (
+        isinstance(param, Parameter) and kind.grad is Parameter.grad and kind.data is Parameter.data
+    )
+
+
+def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
+    """Return, in words, how an array fails to fit the parameter that it belongs to.
+
+    Args:
+        what: how to call the array.
+        array: it; None or another object fits nothing.
+        data: the parameter's array.
+        kinds: which of ``"shape"``, ``"dtype"`` and ``"device"`` to compare; all by default.
+    """
+    if not _device.is_array(array):
+        return [f"{what} is a {type(array).__name__}, not a NumPy or CuPy array"]
+    facts = (
+        ("shape", array.shape, data.shape, "reshape it"),
+        ("dtype", array.dtype, data.dtype, f"cast it with .astype({data.dtype.name!r})"),
+        ("device", _device.of(array), _device.of(data), "optimizer.to(device) moves all together"),
+    )
+    return [
+        f"{what} has {kind} {have}, but the parameter has {kind} {want}: {remedy}"
+        for kind, have, want, remedy in facts
+        if have != want and (not kinds or kind in kinds)
+    ]
+
+
+def _require(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _trainable(name: str, data: Any) -> Any:
+    """Return the data of a parameter as an array that a step can write to, or raise."""
+    array = _device.as_array(data)
+    if array is None:
+        raise TypeError(
+            f"parameter {name!r} holds a {type(data).__name__}, not a NumPy or CuPy array"
+        )
+    if array.dtype not in DTYPES:
+        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        raise ValueError(f"parameter {name!r} is read-only: pass a copy, or set flags.writeable")
+    steps = zip(array.shape, array.strides, strict=True)
+    if array.size and any(extent > 1 and stride == 0 for extent, stride in steps):
+        raise ValueError(
+            f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
+        )
+    return array
+
+
+def _zeros_like(array: Any) -> Any:
+    home = _device.of(array)
+    with _device.on(home):
+        return _device.module(home).zeros_like(array)
+
+
+def _refuse_shared_memory(items: list[Item]) -> None:
+    """Raise if two parameters start at the same address: blocks would race to update it."""
+    first: dict[tuple[str, int], str] = {}
+    for item in items:
+        if item.data.size:
+            place = (_device.of(item.data), _device.address(item.data))
+            if place in first:
+                raise ValueError(
+                    f"parameters {first[place]!r} and {item.name!r} share memory, so that a step "
+                    "would update it twice: pass one of them"
+                )
+            first[place] = item.name

@@ -1,0 +1,106 @@
+"""State: what an optimizer remembers of each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+
+class Clock:
+    """A step count that parameters share while they step together.
+
+    One increment counts the step of all of them, so that counting costs the host the same for
+    five parameters and five thousand.
+    """
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+class Slots(MutableMapping[str, Any]):
+    """The named slots of one parameter, such as ``step`` (an int) and ``exp_avg`` (an array)."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        return value.step if type(value) is Clock else value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+        self._state.note_change()
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+        self._state.note_change()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class State(MutableMapping[Any, Slots]):
+    """A mapping from parameter to its slots, by identity; ``state[p]`` makes an empty entry.
+
+    Identity, because a foreign parameter may compare element by element or have no hash.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[Any, Slots]] = {}
+        self.version: object = object()
+
+    def note_change(self) -> None:
+        """Tell who cached what was read here that a slot was set or deleted."""
+        self.version = object()
+
+    def __getitem__(self, param: Any) -> Slots:
+        entry = self._entries.get(id(param))
+        if entry is None:
+            entry = self._entries[id(param)] = (param, Slots(self))
+        return entry[1]
+
+    def __setitem__(self, param: Any, values: MutableMapping[str, Any]) -> None:
+        slots = Slots(self)
+        slots.update(values)
+        self._entries[id(param)] = (param, slots)
+        self.note_change()
+
+    def __delitem__(self, param: Any) -> None:
+        if param not in self:
+            raise KeyError(param)
+        del self._entries[id(param)]
+        self.note_change()
+
+    def __contains__(self, param: object) -> bool:
+        return id(param) in self._entries
+
+    def get(self, param: Any, default: Any = None) -> Any:
+        """Return the slots of ``param``, or ``default``; unlike ``state[p]``, makes no entry."""
+        entry = self._entries.get(id(param))
+        return default if entry is None else entry[1]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([param for param, _ in self._entries.values()])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"State({[dict(slots) for _, slots in self._entries.values()]})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"entries": [(param, dict(slots)) for param, slots in self._entries.values()]}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        State.__init__(self)
+        for param, values in pickled["entries"]:
+            self[param] = values
