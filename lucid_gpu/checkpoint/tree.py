@@ -108,7 +108,7 @@ class Encoder:
         return {"$scalar": {"dtype": spelled, "data": _text(_scalar_bytes(value))}}
 
     def _array(self, value: _device.Array, path: str) -> str:
-        if isinstance(value, np.ndarray) and type(value) not in (np.ndarray, np.memmap):
+        if not _device.is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
             raise TypeError(
                 f"{path} is a {type(value).__name__}, of which only the plain values could be "
                 "stored: convert it with np.asarray, and store what else it holds beside it"
