@@ -305,7 +305,7 @@ def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
     """
     device = of(array)
     with on(device):
-        source = cupy().array(array, order="C", copy=False)
+        source = cupy().array(array, order="C", copy=None)
         stream, buffers, bounds = _staging(source.nbytes)
     arrived: list[Any] = []
 
@@ -354,7 +354,7 @@ def download_later(pairs: list[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[
     for array, host in pairs:
         device = of(array)
         with on(device):
-            source = cupy().array(array, order="C", copy=False)
+            source = cupy().array(array, order="C", copy=None)
             if device not in side_streams:
                 side_streams[device] = cupy().cuda.Stream(non_blocking=True)
             sources.append((device, source, host))

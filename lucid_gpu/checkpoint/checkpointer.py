@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_gpu.checkpoint import durable, files
+from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.reader import Reader
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lucid_gpu.device import Array
-
-_STEP = re.compile(r"step-([0-9]{12})")
 
 
 class Checkpointer:
@@ -59,7 +56,7 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
         self._keep = keep
         self._keep_every = keep_every
-        self._complete: set[int] = set()
+        self._complete: dict[int, bool] = {}
         self._staging = Staging()
         self._writer = BackgroundWriter()
         self._lock: int | None = _hold(self.directory)
@@ -117,13 +114,13 @@ class Checkpointer:
         """
         self._writer.join()
         if step is not None:
-            return files.load(self._path(step), into=into)
+            return self._load(step, into)
         reasons = []
         for newest in reversed(self.steps()):
             try:
-                tree = files.load(self._path(newest), into=into)
+                tree = self._load(newest, into)
             except DamagedCheckpointError as error:
-                self._complete.discard(newest)
+                self._complete[newest] = False
                 reasons.append(str(error))
                 continue
             for reason in reasons:
@@ -134,13 +131,10 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
-        with os.scandir(self.directory) as entries:
-            matches = [
-                _STEP.fullmatch(entry.name)
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-            ]
-        return sorted(int(match[1]) for match in matches if match)
+        try:
+            return steps.found_in(self.directory)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory} cannot be listed: {error.strerror}") from error
 
     def wait(self) -> None:
         """Wait for the background save, and raise its error if it had one."""
@@ -152,7 +146,7 @@ class Checkpointer:
             self._writer.close()
         finally:
             if self._lock is not None:
-                os.close(self._lock)
+                durable.close(self._lock)
                 self._lock = None
 
     def _make_way(self, step: int) -> None:
@@ -160,57 +154,77 @@ class Checkpointer:
         for other in reversed(self.steps()):
             if other < step:
                 return
-            if _is_valid(self._path(other)):
+            if self._is_valid(other):
                 raise CheckpointError(
                     f"{self.directory} already has a valid checkpoint of step {other}, so step "
                     f"{step} would not be the newest: remove the steps from there on, or save "
                     "into another directory"
                 )
-            self._complete.discard(other)
             if other == step:
                 self._remove([other])
 
     def _write(self, path: Path, node: Node, arrays: Mapping[str, Array], step: int) -> None:
         files.write_checkpoint(path, node, arrays, step)
-        self._complete.add(step)
+        self._complete[step] = True
         self._remove(self._victims(step))
 
     def _victims(self, saved: int) -> list[int]:
         """Return the complete steps that are not kept; damaged ones neither count nor go."""
-        steps = [step for step in self.steps() if step == saved or self._is_complete(step)]
+        complete = [step for step in self.steps() if step == saved or self._is_complete(step)]
         return [
             step
-            for step in steps[: -self._keep]
+            for step in complete[: -self._keep]
             if step != saved and (self._keep_every is None or step % self._keep_every)
         ]
 
     def _is_complete(self, step: int) -> bool:
-        """Say whether the manifest, listing, sizes and headers of a step are as written."""
+        """Say whether all of a step but the bytes of its arrays is as written."""
         if step not in self._complete:
             try:
-                Reader(self._path(step)).close()
+                self._open(step).close()
+                self._complete[step] = True
             except DamagedCheckpointError:
-                return False
-            self._complete.add(step)
-        return True
+                self._complete[step] = False
+        return self._complete[step]
 
-    def _remove(self, steps: list[int]) -> None:
+    def _is_valid(self, step: int) -> bool:
+        """Say whether every byte of a step is as written."""
+        try:
+            with self._open(step) as reader:
+                reader.verify(reader.manifest.tensors)
+        except DamagedCheckpointError:
+            self._complete[step] = False
+        else:
+            self._complete[step] = True
+        return self._complete[step]
+
+    def _open(self, step: int) -> Reader:
+        reader = Reader(self._path(step))
+        if reader.manifest.step != step:
+            reader.close()
+            raise DamagedCheckpointError(
+                f"{reader.path}: its manifest is of step {reader.manifest.step}: rename it back"
+            )
+        return reader
+
+    def _load(self, step: int, into: Any | None) -> Any:
+        with self._open(step) as reader:
+            return files.read_checkpoint(reader, "cpu", into)
+
+    def _remove(self, victims: list[int]) -> None:
         if self._lock is None:
             raise CheckpointError(f"{self.directory}: this Checkpointer is closed: open another")
         try:
-            durable.retire(self._lock, [self._path(step).name for step in steps])
+            durable.retire(self._lock, [self._path(step).name for step in victims])
         except OSError as error:
             raise CheckpointError(
-                f"{self.directory}: steps {steps} were not removed: {error}"
+                f"{self.directory}: steps {victims} were not removed: {error.strerror}"
             ) from error
-        self._complete.difference_update(steps)
+        for step in victims:
+            self._complete.pop(step, None)
 
     def _path(self, step: int) -> Path:
-        if type(step) is not int:
-            raise TypeError(f"step must be an int, not {step!r}")
-        if not 0 <= step < 10**12:
-            raise ValueError(f"step={step} must be at least 0 and below 10**12")
-        return self.directory / f"step-{step:012d}"
+        return steps.path_of(self.directory, step)
 
 
 def _hold(directory: Path) -> int:
@@ -219,25 +233,18 @@ def _hold(directory: Path) -> int:
         durable.make_directories(directory)
         with contextlib.ExitStack() as stack:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
+            stack.callback(durable.close, descriptor)
             locked = durable.lock(descriptor)
             if locked:
                 durable.sweep(descriptor)
                 stack.pop_all()
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be used for checkpoints: {error}") from error
+        raise CheckpointError(
+            f"{directory} cannot be used for checkpoints: {error.strerror}"
+        ) from error
     if not locked:
         raise CheckpointError(
             f"{directory}: another Checkpointer is writing here: close it, use another directory, "
             "or read a checkpoint with lucid_gpu.checkpoint.load"
         )
     return descriptor
-
-
-def _is_valid(path: Path) -> bool:
-    try:
-        with Reader(path) as reader:
-            reader.verify(reader.manifest.tensors)
-    except DamagedCheckpointError:
-        return False
-    return True

@@ -97,7 +97,7 @@ def _spell(dtype: DType) -> Any:
 def _spell_field(field: Any) -> list[Any]:
     name, inner, *shape = field
     if not isinstance(name, str):
-        raise ValueError(f"field {name!r} has a title")  # noqa: TRY004 - not the caller's type
+        raise ValueError(f"field {name!r} has a title")
     if isinstance(inner, list):
         inner = [_spell_field(each) for each in inner]
     return [name, inner, *(list(extent) for extent in shape)]

@@ -43,6 +43,12 @@ def open_directory(path: Path | str, parent: int | None = None) -> Iterator[int]
     try:
         yield descriptor
     finally:
+        close(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Close a descriptor through which nothing is written, so that no error of it matters."""
+    with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
@@ -78,12 +84,13 @@ def publish(target: Path, write: Callable[[int], None]) -> None:
                 renamed = True
                 os.fsync(parent)
         except BaseException:
+            # Nobody was told of a name whose sync failed, and the kernel may have dropped it:
+            # another sync would not bring it back, so it is taken back and a new save starts over.
             with contextlib.suppress(OSError):
                 if renamed:
-                    # Nobody was told of it, and the kernel may have dropped the entry that it
-                    # failed to sync: another fsync would not bring it back, a new save will.
-                    os.rename(target.name, working, src_dir_fd=parent, dst_dir_fd=parent)
-                shutil.rmtree(working, dir_fd=parent)
+                    retire(parent, [target.name])
+                else:
+                    shutil.rmtree(working, dir_fd=parent)
             raise
 
 

@@ -77,12 +77,17 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
         raise ValueError("device and into exclude each other: what is in `into` knows its device")
     place = "cpu" if device is None else _device.resolve(device)
     with Reader(Path(path)) as reader:
-        if into is not None:
-            return restore_into(reader, into)
-        arrays: dict[str, _device.Array] = reader.load(reader.manifest.tensors)
+        return read_checkpoint(reader, place, into)
+
+
+def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
+    """Return the tree of an open checkpoint, as ``load`` does."""
+    if into is not None:
+        return restore_into(reader, into)
+    arrays: dict[str, _device.Array] = reader.load(reader.manifest.tensors)
     for name, array in arrays.items():
-        if place != "cpu" and dtypes.fits_gpu(array.dtype):
-            arrays[name] = _device.copy(array, place)
+        if device != "cpu" and dtypes.fits_gpu(array.dtype):
+            arrays[name] = _device.copy(array, device)
     return reader.decode(arrays)
 
 
@@ -103,8 +108,8 @@ def write_checkpoint(
         durable.publish(target, lambda directory: _write(directory, node, arrays, step))
     except OSError as error:
         raise CheckpointError(
-            f"{target} was not saved: {error}: see that the disk has room, works and may be "
-            "written to, and save again"
+            f"{target} was not saved: {error.strerror}: see that the disk has room, works and "
+            "may be written to, and save again"
         ) from error
 
 

@@ -73,7 +73,8 @@ class Reader:
         for name in names:
             tensor = self.manifest.tensors[name]
             with self._named(tensor.file, name):
-                arrays[name] = np.empty(tensor.shape, tensor.dtype)
+                # np.empty would make one character of an empty string type.
+                arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
         self.read(arrays)
         return arrays
 
@@ -105,9 +106,10 @@ class Reader:
             yield
         except (OSError, EOFError, ValueError, MemoryError) as error:
             place = f" ({self.paths[name]})" if name is not None else ""
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DamagedCheckpointError(
-                f"{self.path / file}{place}: {error or type(error).__name__}: "
-                "restore another checkpoint, or a copy of this one"
+                f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
+                "this one"
             ) from error
 
     @contextlib.contextmanager
@@ -121,9 +123,14 @@ class Reader:
             os.close(descriptor)
 
     def _read_manifest(self) -> bytes:
-        with self._open(manifest.NAME) as descriptor:
-            buffer = bytearray(os.fstat(descriptor).st_size)
-            shards.read_exactly(descriptor, 0, memoryview(buffer))
+        try:
+            with self._open(manifest.NAME) as descriptor:
+                buffer = bytearray(os.fstat(descriptor).st_size)
+                shards.read_exactly(descriptor, 0, memoryview(buffer))
+        except FileNotFoundError:
+            raise ValueError(
+                "it is missing, so this is no checkpoint; those of a run are its steps"
+            ) from None
         return bytes(buffer)
 
     def _check_tree(self) -> dict[str, str]:

@@ -153,7 +153,7 @@ class _Restore:
                 self._refuse(path, f"{what} {want} was saved, and the target has {what} {have}")
         if not target.size:
             return
-        if isinstance(target, np.ndarray) and not target.flags.writeable:
+        if not _device.is_cupy(target) and not target.flags.writeable:
             self._refuse(path, "the target is read-only: give a writable array")
         key = (_device.of(target), _device.address(target), target.shape, target.strides)
         other, other_path = self._sources.setdefault(key, (name, path))
@@ -207,7 +207,7 @@ _NOTHING = np.empty(0)
 
 
 def _is_plain(array: _device.Array) -> bool:
-    return isinstance(array, np.ndarray) and array.flags.c_contiguous
+    return not _device.is_cupy(array) and array.flags.c_contiguous
 
 
 def _is_structure(node: Node) -> bool:

@@ -105,10 +105,10 @@ class Encoder:
 
     def _scalar(self, value: np.generic, path: str) -> Node:
         spelled = _spelled(value.dtype, path)
-        return {"$scalar": {"dtype": spelled, "data": _text(np.asarray(value).tobytes())}}
+        return {"$scalar": {"dtype": spelled, "data": _text(_scalar_bytes(value))}}
 
     def _array(self, value: _device.Array, path: str) -> str:
-        if isinstance(value, np.ndarray) and type(value) not in (np.ndarray, np.memmap):
+        if not _device.is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
             raise TypeError(
                 f"{path} is a {type(value).__name__}, of which only the plain values could be "
                 "stored: convert it with np.asarray, and store what else it holds beside it"
@@ -215,10 +215,13 @@ class Decoder:
         dtype, data = dtypes.from_json(payload["dtype"]), _raw(payload["data"])
         if len(data) != dtype.itemsize:
             raise TypeError
-        value: Any = np.empty((), dtype)
-        if data:
-            value.reshape(1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
-        return value[()]  # type: ignore[no-any-return]
+        # An array would strip the NULs at the end of a string.
+        if dtype.kind == "S":
+            return np.bytes_(data)
+        if dtype.kind == "U":
+            return np.str_(data.decode("utf-32-le", "surrogatepass"))
+        scalar: Any = np.ndarray((), dtype, bytearray(data))
+        return scalar[()]  # type: ignore[no-any-return]
 
     def _array(self, payload: Any, path: str, _depth: int) -> _device.Array:
         return self._resolve(payload, path)
@@ -272,6 +275,14 @@ def _spelled(dtype: dtypes.DType, path: str) -> Any:
         return dtypes.to_json(dtype)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from None
+
+
+def _scalar_bytes(value: np.generic) -> bytes:
+    if isinstance(value, np.bytes_):
+        return bytes(value)
+    if isinstance(value, np.str_):
+        return value.encode("utf-32-le", "surrogatepass")
+    return value.tobytes()
 
 
 def _is_unicode(text: str) -> bool:
