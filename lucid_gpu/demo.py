@@ -20,7 +20,7 @@ import numpy as np
 
 from lucid_gpu import Parameter, device, optim
 from lucid_gpu.checkpoint import Checkpointer
-from lucid_gpu.display import DemoError, extra, progress
+from lucid_gpu.display import DemoError, check_packages, progress
 
 if TYPE_CHECKING:
     from lucid_gpu.device import Array
@@ -50,7 +50,9 @@ class Digits:
 
 def load_digits(xp: Any) -> tuple[Digits, Digits]:
     """Return the digits to train on and, every fifth of the 1797, those to test on."""
-    images, labels = extra("sklearn.datasets").load_digits(return_X_y=True)
+    from sklearn import datasets
+
+    images, labels = datasets.load_digits(return_X_y=True)
     images = xp.asarray(images / 16, dtype=xp.float32)
     labels = xp.asarray(labels)
     tested = xp.arange(len(labels)) % 5 == 0
@@ -242,6 +244,7 @@ def train(
         >>> run.step
         45
     """
+    check_packages()
     given = {"optimizer": optimizer, "seed": seed, "epochs": epochs}
     settings = {name: value for name, value in given.items() if value is not None}
     if resume and not Path(directory).is_dir():

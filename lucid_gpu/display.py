@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 
 class DemoError(Exception):
     """The demo cannot do what it was asked for; the text says why, and the remedy."""
 
 
-def extra(name: str) -> Any:
-    """Import a module of the packages that only the demo needs.
+PACKAGES = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
+"""What ``lucid-gpu[demo]`` installs: the name to import, and the name of the package."""
 
-    Raises:
-        DemoError: it is missing.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise DemoError(
-            f"the demo needs the package {error.name}: pip install 'lucid-gpu[demo]'"
-        ) from error
+
+def absent_packages() -> list[str]:
+    """Return those packages of the demo that are not installed."""
+    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+
+
+def check_packages() -> None:
+    """Raise DemoError if a package of the demo is not installed."""
+    absent = absent_packages()
+    if absent:
+        raise DemoError(f"the demo needs {' and '.join(absent)}: pip install 'lucid-gpu[demo]'")
 
 
 @contextlib.contextmanager
@@ -37,10 +38,12 @@ def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str],
         total: all steps.
         line: what there is to say at the start.
     """
-    rich = extra("rich.progress")
-    console = extra("rich.console").Console(force_terminal=sys.stdout.isatty(), highlight=False)
-    columns = (rich.BarColumn(24), "{task.description}", rich.TimeRemainingColumn())
-    with rich.Progress(*columns, console=console, disable=not console.is_interactive) as bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+    console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    columns = (BarColumn(24), "{task.description}", TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_interactive) as bar:
         task = bar.add_task(line, total=total, completed=start)
         shown = line
 
@@ -61,7 +64,9 @@ def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
         history: of each epoch, ``loss``, and ``train`` and ``test`` accuracy.
         path: its suffix says in which format.
     """
-    figure = extra("matplotlib.figure").Figure(figsize=(9, 3.5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     loss.semilogy(epochs, [entry["loss"] for entry in history])
@@ -75,8 +80,10 @@ def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
 
 def check_plot(path: Path) -> None:
     """Raise DemoError if no plot can be drawn into ``path``, so that nobody trains in vain."""
+    from matplotlib.figure import Figure
+
     if not path.parent.is_dir():
         raise DemoError(f"--plot {path}: the folder {path.parent} does not exist")
-    kinds = extra("matplotlib.figure").Figure().canvas.get_supported_filetypes()
+    kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in kinds or path.is_dir():
         raise DemoError(f"--plot {path}: name a file that ends in one of .{', .'.join(kinds)}")
