@@ -69,12 +69,14 @@ def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
-    loss.semilogy(epochs, [entry["loss"] for entry in history])
+    loss.semilogy(epochs, [entry["loss"] for entry in history], ".-")
     loss.set(xlabel="epoch", ylabel="cross-entropy", title="Training loss")
     for name in ("train", "test"):
-        accuracy.plot(epochs, [100 * entry[name] for entry in history], label=name)
+        accuracy.plot(epochs, [100 * entry[name] for entry in history], ".-", label=name)
     accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="Accuracy")
     accuracy.legend()
+    for axes in (loss, accuracy):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path)
 
 
@@ -86,4 +88,4 @@ def check_plot(path: Path) -> None:
         raise DemoError(f"--plot {path}: the folder {path.parent} does not exist")
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in kinds or path.is_dir():
-        raise DemoError(f"--plot {path}: name a file that ends in one of .{', .'.join(kinds)}")
+        raise DemoError(f"--plot {path}: name an image file, such as curves.png")
