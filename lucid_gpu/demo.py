@@ -239,7 +239,8 @@ def train(
 
     Example:
         >>> import tempfile
-        >>> run = train(tempfile.mkdtemp(), epochs=1)  # doctest: +ELLIPSIS
+        >>> with tempfile.TemporaryDirectory() as directory:  # doctest: +ELLIPSIS
+        ...     run = train(directory, epochs=1)
         epoch 1/1  loss ...
         >>> run.step
         45

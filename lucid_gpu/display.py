@@ -7,6 +7,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class DemoError(Exception):
@@ -58,11 +62,15 @@ def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str],
 
 
 def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw loss and accuracy over the epochs into an image file.
+    """Draw the curves into an image file; its suffix says in which format."""
+    curves(history).savefig(path)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Return a figure of loss and accuracy over the epochs.
 
     Args:
         history: of each epoch, ``loss``, and ``train`` and ``test`` accuracy.
-        path: its suffix says in which format.
     """
     from matplotlib.figure import Figure
 
@@ -77,7 +85,7 @@ def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
     accuracy.legend()
     for axes in (loss, accuracy):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path)
+    return figure
 
 
 def check_plot(path: Path) -> None:
