@@ -30,7 +30,7 @@ def check_packages() -> None:
     """Raise DemoError if a package of the demo is not installed."""
     absent = absent_packages()
     if absent:
-        raise DemoError(f"the demo needs {' and '.join(absent)}: pip install 'lucid-gpu[demo]'")
+        raise DemoError(f"the demo needs {', '.join(absent)}: pip install 'lucid-gpu[demo]'")
 
 
 @contextlib.contextmanager

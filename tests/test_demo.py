@@ -158,9 +158,9 @@ def test_every_optimizer_resumes_to_the_same_bits_on_every_device(device, optimi
 
 def test_a_run_moves_to_another_device_when_it_is_resumed(emulated, uninterrupted) -> None:
     directory = tempfile.mkdtemp()
-    interrupted(directory, 60, epochs=3)
-    run = train(directory, device_name="cuda:1", resume=True)
-    assert {param.device for param in run.model.parameters.values()} == {"cuda:1"}
+    interrupted(directory, 60, device_name="cuda:1", epochs=3)
+    run = train(directory, device_name="cuda", resume=True)
+    assert {param.device for param in run.model.parameters.values()} == {"cuda:0"}
     # The emulated device computes with NumPy, so that even the matrix products agree to the bit.
     assert run.digest() == uninterrupted.digest()
 
@@ -257,7 +257,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     [
         ({"optimizer": "sgd"}, "--optimizer is sgd, but .* with --optimizer adam"),
         ({"seed": 5}, "--seed is 5, but .* with --seed 0"),
-        ({"epochs": 1}, "--epochs is 1, but .* 2 epochs behind it"),
+        ({"epochs": 1}, "--epochs is 1, but .* is at 2 epochs"),
         ({"resume": False}, "holds a run: add --resume"),
     ],
 )
@@ -266,6 +266,12 @@ def test_what_contradicts_the_saved_run_is_refused(finished: Path, options, text
     with pytest.raises(display.DemoError, match=text):
         train(finished, **{"resume": True, **options})
     assert sorted(finished.rglob("*")) == before
+
+
+def test_fewer_epochs_than_were_begun_are_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path, EPOCH + 9, epochs=3)
+    with pytest.raises(display.DemoError, match=r"--epochs is 1, but .* is at 1\.2 epochs"):
+        train(tmp_path, epochs=1, resume=True)
 
 
 def test_a_missing_directory_cannot_be_resumed_and_is_not_made(tmp_path: Path) -> None:
@@ -280,7 +286,8 @@ def test_an_empty_directory_cannot_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tree", [[1, 2], {"step": 3}, {"settings": {"optimizer": "adam", "seed": None, "epochs": 1}}]
+    "tree",
+    [[1, 2], {"step": 3}, {"settings": {"optimizer": "lion", "seed": 0, "epochs": 1}, "step": 3}],
 )
 def test_a_checkpoint_of_something_else_cannot_be_resumed(tmp_path: Path, tree) -> None:
     with checkpoint.Checkpointer(tmp_path) as checkpointer:
