@@ -111,7 +111,7 @@ def test_a_gpu_that_refuses_is_told_and_the_others_are_listed(gpu, monkeypatch) 
 def test_a_real_gpu_is_described() -> None:
     if not device.count():
         pytest.skip(device.why_unavailable())
-    facts = device.describe()
+    facts = info.cuda()
     assert len(facts.gpus) == device.count()
     assert facts.missing == []
     for gpu in facts.gpus:
