@@ -13,6 +13,7 @@ from lucid_gpu import device as _device
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import Work
+from lucid_gpu.optim.groups import named
 from lucid_gpu.optim.state import Clock
 from lucid_gpu.parameter import Parameter, latest_change
 
@@ -73,8 +74,8 @@ class Roster:
         self._change = latest_change()
         self._options = self._read_options()
         self._variants = [optimizer.variant_of(group) for group in groups]
-        self._lists = [(group["params"], len(group["params"])) for group in groups]
-        self._params = [param for params, _ in self._lists for param in params]
+        self._groups = list(groups)
+        self._params = [param for group in groups for param in group["params"]]
         self._are_own = all(type(param) is Parameter for param in self._params)
         self._data = [param.data for param in self._params]
         self._grads = [param.grad for param in self._params]
@@ -127,9 +128,12 @@ class Roster:
 
     def _has_same_groups(self) -> bool:
         groups = self._optimizer.param_groups
-        return len(groups) == len(self._lists) and all(
-            group["params"] is params and len(params) == count
-            for group, (params, count) in zip(groups, self._lists, strict=True)
+        params = [param for group in groups for param in group["params"]]
+        return (
+            len(groups) == len(self._groups)
+            and all(map(is_, groups, self._groups))
+            and len(params) == len(self._params)
+            and all(map(is_, params, self._params))
         )
 
     def _collect(self) -> list[Item]:
@@ -139,7 +143,7 @@ class Roster:
         position = -1
         for number, group in enumerate(optimizer.param_groups):
             used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
-            for param, name in zip(group["params"], group["param_names"], strict=True):
+            for name, param in named(group):
                 position += 1
                 if self._grads[position] is None:
                     continue
@@ -152,6 +156,7 @@ class Roster:
                     _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
                 slots.update((slot, _zeros_like(data)) for slot in used if slot not in slots)
                 step = kept.get("step", 0)
+                _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
                 items.append(Item(position, number, name, param, data, grad, step, slots))
         return items
 
@@ -202,8 +207,8 @@ class Roster:
         )
 
     def _name(self, position: int) -> str:
-        names = [name for group in self._optimizer.param_groups for name in group["param_names"]]
-        return str(names[position])
+        names = [name for group in self._groups for name, _ in named(group)]
+        return names[position]
 
 
 def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
@@ -227,6 +232,13 @@ def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
         for kind, have, want, remedy in facts
         if have != want and (not kinds or kind in kinds)
     ]
+
+
+def step_problems(step: Any) -> list[str]:
+    """Return, in words, why a step count cannot be used."""
+    if type(step) is int and step >= 0:
+        return []
+    return [f"slot 'step' must be an int >= 0, not {step!r}"]
 
 
 def _require(problems: list[str]) -> None:
