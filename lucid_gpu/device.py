@@ -157,6 +157,16 @@ def address(array: Array) -> int:
     return int(array.data.ptr) if is_cupy(array) else int(array.ctypes.data)
 
 
+def are_alike(array: Any, other: Array) -> bool:
+    """Say whether two arrays have the same type, shape, dtype and device."""
+    return (
+        type(array) is type(other)
+        and array.shape == other.shape
+        and array.dtype == other.dtype
+        and (type(array) is np.ndarray or of(array) == of(other))
+    )
+
+
 def as_array(value: Any) -> Array | None:
     """Return ``value`` as a NumPy or CuPy array that shares its memory, or None if it is no array.
 
@@ -170,6 +180,15 @@ def as_array(value: Any) -> Array | None:
         on_host = value.__dlpack_device__()[0] == 1
         return (np if on_host else cupy()).from_dlpack(value)
     return None
+
+
+STRIDED, C_ORDER, F_ORDER = 1, 2, 4
+
+
+def contiguity(array: Array) -> int:
+    """Return STRIDED, plus C_ORDER and F_ORDER for the orders in which it is contiguous."""
+    flags = array.flags
+    return STRIDED + C_ORDER * bool(flags.c_contiguous) + F_ORDER * bool(flags.f_contiguous)
 
 
 def layout(array: Array) -> str:
@@ -195,12 +214,11 @@ def copy(array: Array, device: str) -> Array:
     if source == "cpu" == device:
         return np.array(array, order=order, copy=True)  # type: ignore[call-overload]
     if source != "cpu" != device:
-        with on(device):
-            return cupy().array(array, order=order, copy=True)
+        return _copy_between_devices(array, device, order)
     if device == "cpu":
         host = np.empty(array.shape, array.dtype, order=order)  # type: ignore[call-overload]
         with on(source):
-            _download(cupy().array(array, order=order, copy=False), host)
+            _download(cupy().array(array, order=order, copy=None), host)
         return host
     with on(device):
         target = cupy().empty(array.shape, array.dtype, order=order)
@@ -211,6 +229,25 @@ def copy(array: Array, device: str) -> Array:
 def to(array: Array, device: str) -> Array:
     """Return ``array`` itself if it is on ``device``, else a copy there."""
     return array if of(array) == device else copy(array, device)
+
+
+def _copy_between_devices(array: Array, device: str, order: str) -> Array:
+    """Copy from GPU to GPU, or within one; the current stream of each waits for the other's."""
+    source = of(array)
+    if source == device:
+        with on(device):
+            return cupy().array(array, order=order, copy=True)
+    with on(source):
+        array = cupy().array(array, order=order, copy=None)
+        ready = cupy().cuda.get_current_stream().record()
+    with on(device):
+        stream = cupy().cuda.get_current_stream()
+        stream.wait_event(ready)
+        copied = cupy().array(array, order=order, copy=True)
+        arrived = stream.record()
+    with on(source):
+        cupy().cuda.get_current_stream().wait_event(arrived)
+    return copied
 
 
 def _download(array: Array, host: np.ndarray[Any, Any]) -> None:

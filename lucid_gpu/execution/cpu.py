@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.execution.plan import Work, is_dense
+from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -39,25 +39,34 @@ def thread_count() -> int:
 
 
 class CpuExecutor:
-    """Steps NumPy arrays. The result does not depend on blocks or threads."""
+    """Steps NumPy arrays. The result does not depend on blocks or threads.
+
+    Attributes:
+        needs_gradients: each run forgets its gradients, so that their memory is free as soon as
+            the training loop lets go of them; the next run wants them again.
+    """
+
+    needs_gradients = True
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._blocks: list[tuple[int, Region, tuple[Any, ...]]] = []
         self._flat: list[bool] = []
         for tensor, (param, slots) in enumerate(zip(work.params, work.slots, strict=True)):
-            flat = is_dense((param, work.grads[tensor], *slots))
+            flat = common_layout((param, work.grads[tensor], *slots)) != 0
             self._flat.append(flat)
             own = [_flatten(array) if flat else array for array in (param, *slots)]
             for region in _regions(own[0].shape):
                 param_block, *slot_blocks = (array[region] for array in own)
                 self._blocks.append((tensor, region, (param_block, slot_blocks)))
         self._grads = self._flattened(work.grads)
+        work.grads = []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
         for tensor, grad in enumerate(grads):
-            flat = is_dense((self._work.params[tensor], grad, *self._work.slots[tensor]))
+            arrays = (self._work.params[tensor], grad, *self._work.slots[tensor])
+            flat = common_layout(arrays) != 0
             if flat != self._flat[tensor]:
                 return False
         self._grads = self._flattened(grads)
@@ -69,7 +78,13 @@ class CpuExecutor:
         rounded = [type(row)(*map(work.dtype.type, row)) for row in scalars]
         blocks = iter(self._blocks)
         workers = min(thread_count(), len(self._blocks))
-        if workers <= 1:
+        try:
+            self._run_on_threads(blocks, rounded, max(workers, 1))
+        finally:
+            self._grads = []
+
+    def _run_on_threads(self, blocks: Iterator[Any], rounded: list[Any], workers: int) -> None:
+        if workers == 1:
             self._run_blocks(blocks, rounded)
             return
         pool = _pool(workers - 1, os.getpid())
