@@ -72,7 +72,7 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.step is not Optimizer.step:
+        if cls.step is not Optimizer.step and not getattr(cls.step, "hooked", False):
             cls.step = cls.profile_hook_step(cls.step)  # type: ignore[method-assign]
 
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:

@@ -241,10 +241,7 @@ def _is_own(param: Any) -> bool:
     """Say whether a parameter notes its changes, by the properties of Parameter itself."""
     kind = type(param)
     return (
-        isinstance(param, Parameter)
-        and kind.grad is Parameter.grad
-        and kind.data is Parameter.data
-        and kind.__eq__ is object.__eq__
+        isinstance(param, Parameter) and kind.grad is Parameter.grad and kind.data is Parameter.data
     )
 
 
