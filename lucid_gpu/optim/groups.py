@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -92,11 +93,9 @@ def normalize(group: Mapping[str, Any], index: int) -> dict[str, Any]:
     unique: dict[int, tuple[str, Any]] = {}
     for name, (_, param) in zip(names, pairs, strict=True):
         if id(param) in unique:
-            warnings.warn(
+            warn_caller(
                 f"parameter {name!r} appears more than once in parameter group {index}: "
-                "it is updated once per step; remove the duplicate",
-                UserWarning,
-                stacklevel=4,
+                "it is updated once per step; remove the duplicate"
             )
         unique.setdefault(id(param), (name, param))
     return {
@@ -114,6 +113,14 @@ def is_positional(names: Iterable[str]) -> bool:
         (True, False)
     """
     return all(re.fullmatch(r"\d+\.\d+", name) for name in names)
+
+
+def warn_caller(message: str) -> None:
+    """Issue a UserWarning that points at the line outside this package that led here."""
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("lucid_gpu."):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, UserWarning, stacklevel=depth + 1)
 
 
 def _ordered(params: Any, what: str) -> list[Any]:

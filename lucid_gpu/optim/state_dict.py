@@ -6,7 +6,6 @@ changes nothing. The second only exchanges references and cannot fail.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,7 @@ class Report:
                 f"loaded{remedy}:{listed}"
             )
         if listed:
-            warnings.warn(f"these parts of the state dict were not loaded:{listed}", stacklevel=4)
+            _groups.warn_caller(f"these parts of the state dict were not loaded:{listed}")
 
 
 @dataclass

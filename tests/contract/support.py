@@ -69,10 +69,8 @@ def picture(value: Any) -> Any:
         return type(value), [(picture(key), picture(item)) for key, item in value.items()]
     if isinstance(value, list | tuple):
         return type(value), [picture(item) for item in value]
-    if isinstance(value, float):
-        return type(value), value.hex()
-    if isinstance(value, np.generic):
-        return type(value), value.tobytes()
+    if isinstance(value, float | np.generic):
+        return type(value), np.asarray(value).tobytes()
     return type(value), value
 
 
