@@ -160,7 +160,7 @@ class Roster:
                 if grads[position] is None:
                     continue
                 data = _trainable(name, self._data[position])
-                grad = _device.as_array(grads[position])
+                grad = _as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
                 kept = optimizer.state.get(param, {})
                 slots = {slot: kept[slot] for slot in used if slot in kept}
@@ -209,7 +209,7 @@ class Roster:
         if [grad is not None for grad in grads] != self._has_grad:
             return False
         if not self._are_own:  # a Parameter has checked its gradient when it was set
-            grads = [None if grad is None else _device.as_array(grad) for grad in grads]
+            grads = [_as_array(grad) for grad in grads]
             for position, has_grad in enumerate(self._has_grad):
                 if has_grad:
                     label = f"the gradient of parameter {self._name(position)!r}"
@@ -278,6 +278,12 @@ def step_problems(step: Any) -> list[str]:
 def _require(problems: list[str]) -> None:
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _as_array(value: Any) -> Any:
+    """Return an array of another framework as one of CuPy or NumPy, anything else as it is."""
+    array = _device.as_array(value)
+    return value if array is None else array
 
 
 def _trainable(name: str, data: Any) -> Any:
