@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 from lucid_gpu import device as _device
 from lucid_gpu.optim import groups as _groups
 from lucid_gpu.optim import hooks as _hooks
-from lucid_gpu.optim import live as _live
 from lucid_gpu.optim import state_dict as _state_dict
 from lucid_gpu.optim.state import State
 from lucid_gpu.optim.tree import copy_tree, is_plain
@@ -403,8 +402,9 @@ class Optimizer:
         for index, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {index}")
             for key, value in sorted(_groups.options(group).items()):
-                is_live = _live.is_live(value)  # whose own repr may show what is secret
-                lines.append(f"    {key}: {f'<{type(value).__name__}>' if is_live else value}")
+                # The repr of a live object may show what is secret.
+                shown = value if is_plain(value) else f"<{type(value).__name__}>"
+                lines.append(f"    {key}: {shown}")
             lines.append(f"    {_describe_parameters(group)}")
         return "\n".join([*lines, ")"])
 

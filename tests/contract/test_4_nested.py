@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from lucid_gpu import Parameter, optim
 from lucid_gpu import device as _device
-from tests.contract.support import MyOptimizer, array, everything, picture, trained, unchanged
+from tests.contract.support import MyOptimizer, array, picture, trained, unchanged
 from tests.contract.textual import SECRET, Client, Stateless, TextualGradientDescent
 
 ARRAYS = hnp.arrays(
@@ -233,7 +233,7 @@ def test_all_missing_clients_are_listed_with_the_other_mismatches():
 def test_every_missing_client_is_listed():
     """Row 28."""
     saved = mine(forward=Client(), backward=Stateless()).state_dict()
-    with pytest.raises(ValueError, match="'forward'.*\n.*'backward'"):
+    with pytest.raises(ValueError, match=r"'forward'.*\n.*'backward'"):
         mine().load_state_dict(saved)
 
 
@@ -252,7 +252,7 @@ def test_a_live_object_inside_a_list_is_refused_with_the_remedy():
 
 def test_a_dict_that_would_pass_for_a_live_object_is_refused():
     """Row 28."""
-    with pytest.raises(ValueError, match="option 'info' has the key 'class_type'.*rename the key"):
+    with pytest.raises(ValueError, match=r"option 'info' has the key 'class_type'.*rename the key"):
         mine(info={"class_type": "mine"}).state_dict()
 
 
@@ -281,7 +281,7 @@ def test_no_secret_of_a_client_reaches_a_state_dict(client):
 
 def test_no_secret_of_a_client_reaches_repr():
     """Rows 9 and 28."""
-    text = repr(mine(model_client=Client()))
+    text = repr(mine(model_client=Client(), others=[Client()]))
     assert SECRET not in text
     assert "model_client: <Client>" in text
 
@@ -336,7 +336,7 @@ def test_a_textual_optimizer_steps(writing):
     prompts, client, optimizer = writing
     result = optimizer.step(complaints(prompts, ["Too vague.", "Name sources."], optimizer))
     assert result == (1 / 3, "2 complaints")
-    assert [prompt.data for prompt in prompts] == ["draft 1 of 23 words", "draft 2 of 21 words"]
+    assert [prompt.data for prompt in prompts] == ["draft 1 of 24 words", "draft 2 of 22 words"]
     assert client.usage["calls"] == 2
 
 
@@ -427,7 +427,7 @@ def test_hooks_and_groups_work_on_texts(writing):
     optimizer.register_step_post_hook(lambda *_: calls.append(more.data))
     optimizer.step(complaints([*prompts, more], ["x"], optimizer))
     assert calls == [more.data]
-    assert more not in optimizer.state
+    assert sorted(optimizer.state_dict()["state"]) == [0, 1]
 
 
 def test_repr_works_on_texts(writing):
@@ -454,5 +454,5 @@ def test_texts_of_another_library_work():
     optimizer.clear_grad()
     assert (variable.data, variable.grad) == ("Hello!", [])
     assert "1 parameters" in repr(optimizer)
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert everything(optimizer)
+    with unchanged(optimizer):
+        optimizer.load_state_dict(optimizer.state_dict())
