@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, checkpoint, optim
 from lucid_gpu import device as _device
 from tests.contract.support import MyOptimizer, array, picture, trained, unchanged
 from tests.contract.textual import SECRET, Client, Stateless, TextualGradientDescent
@@ -28,7 +29,6 @@ LEAVES = (
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.complex_numbers()
     | st.text(max_size=5)
     | st.binary(max_size=5)
     | st.floats(width=32).map(np.float32)
@@ -38,15 +38,21 @@ LEAVES = (
     | ARRAYS.map(lambda x: Parameter(x, name="p"))
 )
 KEYS = st.text(max_size=5).filter(lambda key: key != "class_type") | st.integers()
-TREES = st.recursive(
-    LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=3)
-    ),
-    max_leaves=12,
-)
+
+
+def trees(leaves):
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(KEYS, inner, max_size=3)
+        ),
+        max_leaves=12,
+    )
+
+
+TREES = trees(LEAVES | st.complex_numbers())
 
 
 def mine(**defaults):
@@ -403,6 +409,46 @@ def test_a_textual_optimizer_resumes_from_its_state_dict(writing):
         own.step(complaints(group, ["three"], own))
     assert [prompt.data for prompt in twins] == [prompt.data for prompt in prompts]
     assert picture(twin.state_dict()) == picture(optimizer.state_dict())
+
+
+def test_a_textual_optimizer_comes_back_from_a_checkpoint(writing, tmp_path):
+    """Rows 27, 28 and 29."""
+    prompts, client, optimizer = writing
+    for text in ("one", "two"):
+        optimizer.step(complaints(prompts, [text], optimizer))
+    checkpoint.save(tmp_path / "saved", {"prompts": prompts, "optimizer": optimizer})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    saved = checkpoint.load(tmp_path / "saved")
+    twins, other = saved["prompts"], Client("another key")
+    twin = TextualGradientDescent(twins, Client())
+    twin.load_state_dict(saved["optimizer"], model_clients={"model_client": other})
+    assert picture(twin.state_dict()) == picture(optimizer.state_dict())
+    assert other.usage == client.usage
+    for own, group in ((optimizer, prompts), (twin, twins)):
+        own.step(complaints(group, ["three"], own))
+    assert [prompt.data for prompt in twins] == [prompt.data for prompt in prompts]
+
+
+def test_a_checkpoint_does_not_load_into_an_optimizer_without_its_clients(writing, tmp_path):
+    """Rows 22 and 28."""
+    _, _, optimizer = writing
+    checkpoint.save(tmp_path / "saved", optimizer)
+    with unchanged(optimizer), pytest.raises(ValueError, match="'model_client' held a Client"):
+        checkpoint.load(tmp_path / "saved", into=optimizer)
+
+
+@settings(max_examples=20, deadline=None)
+@given(slot=trees(LEAVES))
+def test_any_nested_value_comes_back_from_a_checkpoint(slot):
+    """Row 27."""
+    optimizer, twin = mine(), mine()
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["memory"] = slot
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(f"{folder}/saved", optimizer)
+        checkpoint.load(f"{folder}/saved", into=twin)
+    assert picture(twin.state[twin.param_groups[0]["params"][0]]["memory"]) == picture(slot)
 
 
 def test_messages_made_of_parameters_come_back(writing):
