@@ -198,10 +198,11 @@ def test_later_changes_to_the_dict_do_not_reach_the_optimizer(device):
     """Row 22."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
-    saved["param_groups"][0]["tags"] = [1, {"deep": [2]}]
+    saved["param_groups"][0]["tags"] = [array([1.0], device), {"deep": [2]}]
     optimizer.load_state_dict(saved)
     with unchanged(optimizer):
         saved["state"][0]["exp_avg"][...] = 7
+        saved["param_groups"][0]["tags"][0][...] = 7
         saved["param_groups"][0]["tags"][1]["deep"].append(3)
         saved["param_groups"].clear()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
+from lucid_gpu import device as _device
 from lucid_gpu.optim.dialects import tiny_pytorch
 from tests.contract.support import Foreign, array, trained, unchanged
 from tests.contract.textual import Client
@@ -229,6 +230,14 @@ GROUPS = {
     ),
 }
 
+
+def sgd_step(*params):
+    """Step these parameters, all of which have a gradient."""
+    for param in params:
+        param.grad = param.data.copy()
+    optim.SGD(params).step()
+
+
 STEPS = {
     "a closure that is a value": Wrong(
         lambda w: w.adam.step(0.5), TypeError, "closure", "pass the function"
@@ -279,6 +288,26 @@ STEPS = {
         ValueError,
         "'momentum_buffer' of parameter 'own'",
         "reshape",
+    ),
+    "two parameters in one memory": Wrong(
+        lambda w: sgd_step(Parameter(w.a.data, name="x"), Parameter(w.a.data, name="y")),
+        ValueError,
+        "'x' and 'y' share memory",
+        "pass one of them",
+    ),
+    "a parameter that is a broadcast view": Wrong(
+        lambda w: sgd_step(
+            Parameter(_device.module(w.device).broadcast_to(w.a.data[:1], (3,)), name="x")
+        ),
+        ValueError,
+        "'x' is (read-only|a broadcast view)",
+        "pass a copy",
+    ),
+    "a parameter that is read-only": Wrong(
+        lambda _: sgd_step(Parameter(np.frombuffer(b"\0" * 8, np.float32), name="x")),
+        ValueError,
+        "'x' is read-only",
+        "pass a copy",
     ),
     "an option edited out of bounds": Wrong(
         lambda w: w.step_option(lr=-1), ValueError, "lr", ">= 0"

@@ -47,8 +47,8 @@ def test_normalize_takes_names_from_the_group():
 
 def test_normalize_drops_a_duplicate_with_its_name():
     param, other = Parameter([1.0]), Parameter([2.0])
-    with pytest.warns(UserWarning, match="'w' appears more than once"):
-        group = groups.normalize({"params": [("w", param), ("b", other), ("w", param)]}, 0)
+    with pytest.warns(UserWarning, match="'again' appears more than once"):
+        group = groups.normalize({"params": [("w", param), ("b", other), ("again", param)]}, 0)
     assert group["params"] == [param, other]
     assert group["param_names"] == ["w", "b"]
 

@@ -83,6 +83,23 @@ def test_install_undoes_all_clients_if_one_refuses():
     assert (one.count, two.count) == (10, 20)
 
 
+def test_install_undoes_a_client_that_gives_away_its_own_dict():
+    class Open:
+        def __init__(self):
+            self.usage = {"calls": 1}
+
+        def state_dict(self):
+            return self.usage
+
+        def load_state_dict(self, state):
+            self.usage.update(state)
+
+    client = Open()
+    with pytest.raises(ValueError, match="not negative"):
+        live.install([(client, {"calls": 9}), (Counter(), {"count": -1})])
+    assert client.usage == {"calls": 1}
+
+
 def test_install_hands_no_state_to_a_client_that_saved_none():
     reader = Reader()
     live.install([(reader, {"class_type": "Reader"})])
