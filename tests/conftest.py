@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from lucid_gpu import device as _device
@@ -20,9 +22,28 @@ def emulated() -> Iterator[emulation.Machine]:
 @pytest.fixture(params=["cpu", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device that a test runs on: the CPU, an emulated GPU, a real one."""
-    if request.param == "cpu":
+    with _installed(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=["cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A GPU, emulated or real, to be compared with the CPU."""
+    with _installed(request.param) as name:
+        yield name
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20261121)
+
+
+@contextlib.contextmanager
+def _installed(kind: str) -> Iterator[str]:
+    if kind == "cpu":
         yield "cpu"
-    elif request.param == "cuda":
+    elif kind == "cuda":
         with emulation.installed():
             yield "cuda:0"
     elif _device.count():
