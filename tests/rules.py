@@ -10,12 +10,10 @@ import itertools
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lucid_gpu import Parameter, optim
-from lucid_gpu.optim import FusedOptimizer
+from lucid_gpu.optim import FusedOptimizer, roster
 
-DTYPES = ("float32", "float64")
+DTYPES = [dtype.name for dtype in roster.DTYPES]
 TRIAL = 0.25
 """A value within the bounds of any rate or coefficient."""
 
@@ -39,9 +37,7 @@ def optimizers() -> list[type[FusedOptimizer]]:
     return [
         kind
         for kind in exported
-        if inspect.isclass(kind)
-        and issubclass(kind, FusedOptimizer)
-        and kind is not FusedOptimizer
+        if inspect.isclass(kind) and issubclass(kind, FusedOptimizer) and kind is not FusedOptimizer
     ]
 
 
@@ -72,7 +68,7 @@ def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
         options = {p.name: value for p, value in zip(parameters, values, strict=True)}
         try:
             optimizer = rule([Parameter([0.0])], **options)
-        except ValueError:
+        except (TypeError, ValueError):
             continue
         found.setdefault(optimizer.variant_of(optimizer.param_groups[0]), []).append(options)
     return found
@@ -90,21 +86,13 @@ def cases(kinds: list[type[FusedOptimizer]] | None = None) -> list[Case]:
 
 def _tries(rule: type[FusedOptimizer], parameter: inspect.Parameter) -> list[Any]:
     default = parameter.default
-    if parameter.name in rule.switches:
-        choices = rule.switches[parameter.name]
-    elif isinstance(default, bool):
-        choices = (False, True)
+    choices = [*rule.switches.get(parameter.name, ())]
+    if isinstance(default, bool):
+        choices += [False, True]
     elif isinstance(default, float):
-        choices = (0.0, TRIAL)
-    else:
-        choices = ()
-    return [default, *(choice for choice in choices if not _same(choice, default))]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
-
-
-def kernel_dtypes() -> list[np.dtype[Any]]:
-    """Return the dtypes that parameters may be made of."""
-    return [np.dtype(name) for name in DTYPES]
+        choices += [0.0, TRIAL]
+    tries = [default]
+    for choice in choices:
+        if not any(type(choice) is type(other) and choice == other for other in tries):
+            tries.append(choice)
+    return tries
