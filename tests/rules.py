@@ -75,7 +75,7 @@ def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
 
 
 def cases(kinds: list[type[FusedOptimizer]] | None = None) -> list[Case]:
-    """Return each variant of some optimizers, of all by default, with the least and most options."""
+    """Return each variant of some optimizers (by default, all) with the least and most options."""
     return [
         Case(rule, variant, options)
         for rule in kinds or optimizers()

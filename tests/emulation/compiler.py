@@ -23,7 +23,12 @@ class Compiler:
 
     def expect(self, text: str, options: tuple[str, ...], entries: dict[str, str]) -> None:
         """Take note of entry points: their names, and the definitions that follow the text."""
-        self._expected.setdefault((text, options), {}).update(entries)
+        fresh = {
+            name: entry
+            for name, entry in entries.items()
+            if (text, options, name) not in self._built
+        }
+        self._expected.setdefault((text, options), {}).update(fresh)
 
     def function(self, text: str, options: tuple[str, ...], name: str):
         """Return an entry point that was expected."""
