@@ -69,6 +69,28 @@ def test_gradients_that_are_not_finite(case, dtype, accelerator, rng):
     assert_equal_on_both(case.rule, [(case.options, [poisoned])], accelerator)
 
 
+@every_case
+@every_dtype
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_slots_that_are_not_finite(case, dtype, value, accelerator, rng):
+    used = case.rule.slots[: case.rule.used_slots(case.variant)]
+    values, grads = rng.normal(size=(2, len(used), 9)).astype(dtype)
+    results = []
+    for device in (accelerator, "cpu"):
+        params = [Parameter(place(row, device).view) for row in values]
+        optimizer = case.rule([{**case.options, "params": params}]) if params else None
+        for param, grad, poisoned in zip(params, grads, used, strict=True):
+            param.grad = place(grad, device).view
+            optimizer.state[param]["step"] = 3
+            for slot in used:
+                content = np.full(9, value if slot == poisoned else 0.5, dtype)
+                optimizer.state[param][slot] = place(content, device).view
+        if params:
+            optimizer.step()
+        results.append([bits(param.data) for param in params])
+    np.testing.assert_array_equal(*results)
+
+
 @every_rule
 @every_dtype
 def test_all_variants_in_one_launch(rule, dtype, accelerator, rng):
