@@ -21,9 +21,7 @@ every_optimizer = pytest.mark.parametrize(
 def make(device, sizes=(5, 4099), dtype="float32"):
     """Parameters with gradients."""
     rng = np.random.default_rng(7)
-    params = [
-        Parameter(rng.normal(size=size).astype(dtype), device=device) for size in sizes
-    ]
+    params = [Parameter(rng.normal(size=size).astype(dtype), device=device) for size in sizes]
     set_gradients(params, 0)
     return params
 

@@ -33,7 +33,9 @@ LENIENT = settings(
     derandomize=True,
 )
 
-every_case = pytest.mark.parametrize("case", rules.cases(rules.rules()), ids=lambda case: case.label)
+every_case = pytest.mark.parametrize(
+    "case", rules.cases(rules.rules()), ids=lambda case: case.label
+)
 every_rule = pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
 every_dtype = pytest.mark.parametrize("dtype", rules.DTYPES)
 
