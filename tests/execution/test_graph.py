@@ -147,7 +147,7 @@ def test_arrays_that_are_not_contiguous_cannot_be_captured(accelerator):
 def test_parameters_on_another_gpu_than_the_stream_cannot_be_captured(emulated):
     optimizer = SGD(make("cuda:1"), lr=0.1)
     optimizer.step()
-    with pytest.raises(RuntimeError, match="parameters on cuda:1 .* records no graph"):
+    with pytest.raises(RuntimeError, match=r"parameters on cuda:1 .* records no graph"):
         first_capture(optimizer)
 
 
