@@ -1,0 +1,1 @@
+"""How fast it is, beside every peer that is installed: one module per question."""
