@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
+from lucid_gpu.execution import cuda, plan
+from lucid_gpu.optim import Adam
 from tests import rules
 from tests.stepping import Tensor, bits, place, steps
 
@@ -115,6 +117,38 @@ def test_tens_of_thousands_of_tiny_tensors(rule, accelerator, rng):
         optimizer.step()
         optimizer.step()
     np.testing.assert_array_equal(bits(pieces), bits(whole.data))
+
+
+def test_a_chunk_that_starts_beyond_32_bits(emulated, monkeypatch):
+    """The tables of a tensor of 2³³ elements, of which this machine holds the last few."""
+    far = 1 << 33
+    param, twin = (Parameter(np.linspace(0, 1, 50, dtype="float32")) for _ in range(2))
+    optimizer, other = Adam([param]), Adam([twin])
+    optimizer.to("cuda:0")
+    for one in (param, twin):
+        one.grad = one.data * 3
+    shift = far * param.dtype.itemsize
+
+    def cut_far(sizes, chunk_elements):
+        chunks = cut(sizes, chunk_elements)
+        chunks["start"] += far
+        return chunks
+
+    def build_near(work, addresses, *rest):
+        return build(work, [[address - shift for address in own] for own in addresses], *rest)
+
+    cut, build = plan.cut, plan.build
+    monkeypatch.setattr(plan, "cut", cut_far)
+    monkeypatch.setattr(plan, "build", build_near)
+    move = cuda._FusedLaunch.move_gradients
+    monkeypatch.setattr(
+        cuda._FusedLaunch,
+        "move_gradients",
+        lambda self, grads: move(self, grads - np.uint64(shift)),
+    )
+    optimizer.step()
+    other.step()
+    np.testing.assert_array_equal(bits(param.data), bits(twin.data))
 
 
 @every_dtype
