@@ -261,47 +261,51 @@ def _copy_between_devices(array: Array, device: str, order: str) -> Array:
 
 def _download(array: Array, host: np.ndarray[Any, Any]) -> None:
     """Copy contiguous device memory to the host: the device fills one buffer ahead."""
-    stream, buffers, bounds = _staging(array.nbytes)
     memory = host.reshape(-1, order="A").view(np.uint8)
-    arrived: list[Any] = []
-    for turn in range(len(bounds) + 1):
-        if turn < len(bounds):
-            start, stop = bounds[turn]
-            buffer = buffers[turn % 2]
-            (array.data + start).copy_to_host_async(buffer.ctypes.data, stop - start, stream)
-            arrived.append(stream.record())
-        if turn > 0:
-            start, stop = bounds[turn - 1]
-            arrived[turn - 1].synchronize()
-            memory[start:stop] = buffers[(turn - 1) % 2][: stop - start]
+    with _staging(array.nbytes) as (stream, buffers, bounds):
+        arrived: list[Any] = []
+        for turn in range(len(bounds) + 1):
+            if turn < len(bounds):
+                start, stop = bounds[turn]
+                buffer = buffers[turn % 2]
+                source = array.data + start
+                source.copy_to_host_async(buffer.ctypes.data, stop - start, stream)
+                arrived.append(stream.record())
+            if turn > 0:
+                start, stop = bounds[turn - 1]
+                arrived[turn - 1].synchronize()
+                memory[start:stop] = buffers[(turn - 1) % 2][: stop - start]
 
 
 def _upload(host: np.ndarray[Any, Any], array: Array) -> None:
     """Copy contiguous host memory to the device: the host fills one buffer ahead."""
-    stream, buffers, bounds = _staging(array.nbytes)
     memory = host.reshape(-1, order="A").view(np.uint8)
-    sent: list[Any] = []
-    for turn, (start, stop) in enumerate(bounds):
-        buffer = buffers[turn % 2]
-        if turn > 1:
-            sent[turn - 2].synchronize()
-        buffer[: stop - start] = memory[start:stop]
-        (array.data + start).copy_from_host_async(buffer.ctypes.data, stop - start, stream)
-        sent.append(stream.record())
-    for event in sent[-2:]:
-        event.synchronize()
+    with _staging(array.nbytes) as (stream, buffers, bounds):
+        sent: list[Any] = []
+        for turn, (start, stop) in enumerate(bounds):
+            buffer = buffers[turn % 2]
+            if turn > 1:
+                sent[turn - 2].synchronize()
+            buffer[: stop - start] = memory[start:stop]
+            (array.data + start).copy_from_host_async(buffer.ctypes.data, stop - start, stream)
+            sent.append(stream.record())
 
 
-def _staging(nbytes: int) -> tuple[Any, list[np.ndarray[Any, Any]], list[tuple[int, int]]]:
-    """Return the current stream, two pinned buffers, and the byte ranges that take turns in them.
+@contextlib.contextmanager
+def _staging(nbytes: int) -> Iterator[tuple[Any, list[Any], list[tuple[int, int]]]]:
+    """Yield the current stream, two pinned buffers, and the byte ranges that take turns in them.
 
-    The caller waits for its last copies before it lets go of the buffers, which return to CuPy's
-    pinned pool.
+    The buffers return to CuPy's pinned pool, which hands them out again at once: even after an
+    interrupt, they are not let go before the stream is done with them.
     """
     stream = cupy().cuda.get_current_stream()
     size = min(nbytes, STAGING_BYTES)
     bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
-    return stream, [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))], bounds
+    buffers = [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))]
+    try:
+        yield stream, buffers, bounds
+    finally:
+        stream.synchronize()
 
 
 def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
@@ -310,27 +314,24 @@ def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
     Each piece is valid until the next one is asked for; the device fills one piece ahead.
     """
     device = of(array)
-    with on(device):
-        source = cupy().array(array, order="C", copy=None)
-        stream, buffers, bounds = _staging(source.nbytes)
     arrived: list[Any] = []
-
-    def fetch(turn: int) -> None:
-        start, stop = bounds[turn]
+    with contextlib.ExitStack() as stack:
         with on(device):
-            host = buffers[turn % 2].ctypes.data
-            (source.data + start).copy_to_host_async(host, stop - start, stream)
-            arrived.append(stream.record())
+            source = cupy().array(array, order="C", copy=None)
+            stream, buffers, bounds = stack.enter_context(_staging(source.nbytes))
 
-    try:
+        def fetch(turn: int) -> None:
+            start, stop = bounds[turn]
+            with on(device):
+                host = buffers[turn % 2].ctypes.data
+                (source.data + start).copy_to_host_async(host, stop - start, stream)
+                arrived.append(stream.record())
+
         for turn, (start, stop) in enumerate(bounds):
             for ahead in range(len(arrived), min(turn + 2, len(bounds))):
                 fetch(ahead)
             arrived[turn].synchronize()
             yield buffers[turn % 2][: stop - start]
-    finally:
-        for event in arrived[-2:]:
-            event.synchronize()
 
 
 def copy_into(target: Array, source: Array) -> None:
