@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def run(options: Options) -> Report:
         measurements = [
             *_saving(directory, arrays, options.seconds * 0.3),
             *_loading(directory, arrays, targets, options.seconds * 0.3),
-            *_memory(directory, arrays, targets),
+            *_memory(directory, nbytes, options.device),
             *_copying(directory, arrays, options.seconds * 0.15),
             *_training(directory, options),
         ]
@@ -217,21 +219,25 @@ def _forget(path: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _memory(directory: Path, arrays: Arrays, targets: Arrays) -> Iterator[Measurement]:
-    for name, save, load in _installed():
-        path = directory / f"{name}-memory"
-        peak = _peak(lambda save=save, path=path: save(path, arrays))
-        yield Measurement("save, extra memory", name, [peak], "peak", "B")
-        peak = _peak(lambda load=load, path=path: load(path, targets))
-        yield Measurement("load, extra memory", name, [peak], "peak", "B")
-        _remove(path)
+def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
+    """Measure in processes of their own, whose memory no contender before has stretched."""
+    spawn = multiprocessing.get_context("spawn")
+    for name, _, _ in _installed():
+        for number, what in enumerate(("save", "load")):
+            with ProcessPoolExecutor(1, spawn) as pool:
+                job = (name, number, directory / f"{name}-memory", nbytes, device)
+                peak = pool.submit(_peak, *job).result()
+            yield Measurement(f"{what}, extra memory", name, [peak], "peak", "B")
+        _remove(directory / f"{name}-memory")
 
 
-def _peak(call: Callable[[], object]) -> float:
-    """Return how much the process grew while it ran, at most."""
+def _peak(name: str, number: int, path: Path, nbytes: int, device: str) -> float:
+    """Return how much the process grows while it saves or loads, at most."""
+    arrays = [_device.to(np.full(nbytes // 256, i, np.float32), device) for i in range(64)]
+    call = CONTENDERS[name]()[number]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    call()
+    call(path, arrays)
     return float(max(_status("VmHWM") - before, 0))
 
 
@@ -272,30 +278,33 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
     from lucid_gpu import Parameter, optim
     from lucid_gpu.checkpoint import Checkpointer
 
-    nbytes, rounds = (1 << 20, 2) if options.quick else (128 << 20, 8)
+    nbytes, rounds = (1 << 20, 3) if options.quick else (128 << 20, 8)
     params = [Parameter(array) for array in _arrays(nbytes, options.device)]
     optimizer = optim.Adam(params)
     for param in params:
         param.grad = param.data * np.float32(0.01)
     optimizer.step()
-    alone: list[float] = []
-    beside: list[float] = []
+    samples: dict[str, list[float]] = {name: [] for name in ("returns", "beside", "alone")}
     with Checkpointer(directory / "training", keep=1) as checkpointer:
         for step in range(1, rounds + 1):
-            checkpointer.save(step, [params, optimizer], block=False)
-            elapsed = []
-            while checkpointer.steps()[-1:] != [step] or len(elapsed) < 3:
-                elapsed.append(timing.clock(optimizer.step))
+            tree = [params, optimizer]
+            returns = timing.clock(lambda: checkpointer.save(step, tree, block=False))  # noqa: B023
+            steps = []
+            while checkpointer.steps()[-1:] != [step]:
+                steps.append(timing.clock(optimizer.step))
             checkpointer.wait()
-            if step > 1:
-                beside.append(statistics.fmean(elapsed))
-                alone.append(
-                    statistics.fmean(timing.clock(optimizer.step) for _ in range(len(elapsed)))
+            if step > 1 and steps:
+                samples["returns"].append(returns)
+                samples["beside"].append(statistics.fmean(steps))
+                samples["alone"].append(
+                    statistics.fmean(timing.clock(optimizer.step) for _ in steps)
                 )
     _remove(directory / "training")
     workload = f"a step of Adam, {nbytes >> 22} Mi parameters"
-    yield Measurement(workload, "ours, nothing else running", alone)
-    yield Measurement(workload, "ours, a background save running", beside)
+    yield Measurement(workload, "ours, nothing else running", samples["alone"])
+    yield Measurement(workload, "ours, a background save running", samples["beside"])
+    workload = f"background save of Adam and its {nbytes >> 22} Mi parameters, until it returns"
+    yield Measurement(workload, OURS, samples["returns"], traffic=3 * nbytes)
 
 
 def _measured(workload: str, samples: dict[str, list[float]]) -> Iterator[Measurement]:

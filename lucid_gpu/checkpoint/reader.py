@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import durable, manifest, shards
-from lucid_gpu.checkpoint.errors import DamagedCheckpointError
+from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.tree import Decoder, TreeError
 
 if TYPE_CHECKING:
@@ -72,9 +72,13 @@ class Reader:
         arrays = {}
         for name in names:
             tensor = self.manifest.tensors[name]
-            with self._named(tensor.file, name):
+            try:
                 # np.empty would make one character of an empty string type.
                 arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
+            except MemoryError as error:
+                raise CheckpointError(
+                    f"{self.path}: no memory for {self.paths[name]}: {tensor.nbytes} bytes"
+                ) from error
         self.read(arrays)
         return arrays
 
@@ -104,9 +108,9 @@ class Reader:
         """Turn what goes wrong inside into an error that says where."""
         try:
             yield
-        except (OSError, EOFError, ValueError, MemoryError) as error:
+        except (OSError, EOFError, ValueError) as error:
             place = f" ({self.paths[name]})" if name is not None else ""
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or error
             raise DamagedCheckpointError(
                 f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
                 "this one"
@@ -185,7 +189,7 @@ class Reader:
 
 def _in_threads(task: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
     """Run a task for every call; the first error ends it."""
-    workers = min(4, len(calls), len(os.sched_getaffinity(0)))
+    workers = min(4, len(calls), os.cpu_count() or 1)
     if workers < 2:
         for call in calls:
             task(*call)

@@ -232,6 +232,8 @@ class Decoder:
             data = self.decode(payload["data"], f"{path}.data", depth)
             if type(payload["requires_grad"]) is not bool:
                 raise TypeError
+            if type(data) is not str and not _device.is_array(data):
+                raise TypeError
             name = self.decode(payload["name"], path)
             self._parameters[number] = Parameter(data, payload["requires_grad"], name)
         return self._parameters[number]
