@@ -1,25 +1,16 @@
-"""How fast checkpoints are saved and loaded, what memory that takes, and what training notices.
-
-Run alone, ``python -m benchmarks.checkpoint`` also records the answer in ``benchmarks/results``.
-"""
+"""How fast checkpoints are saved and loaded, what memory that takes, and what training notices."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import importlib.metadata
-import json
+import contextlib
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +21,11 @@ from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report
 from lucid_gpu import device as _device
 
 NAME = "checkpoint"
-QUESTION = "How fast are checkpoints saved and loaded, and what does training notice of it?"
-SHARE = 2.0
+QUESTION = "How long do checkpoints take, and what does training notice of them?"
+SHARE = 2
+
+ROUNDS = 5
+"""The fewest rounds: disks are noisy, and a ratio is the median of its rounds."""
 
 Arrays = list[Any]
 Save = Callable[[Path, Arrays], None]
@@ -71,6 +65,10 @@ def _arrays(nbytes: int, device: str, count: int = 64) -> Arrays:
     draw = np.random.default_rng(0)
     hosts = [draw.standard_normal(nbytes // count // 4, np.float32) for _ in range(count)]
     return [_device.to(host, device) for host in hosts]
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _host(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -162,10 +160,16 @@ CONTENDERS = {
 
 def _installed() -> Iterator[tuple[str, Save, Load]]:
     for name, make in CONTENDERS.items():
-        try:
+        with contextlib.suppress(ImportError):
             yield (name, *make())
+
+
+def _missing(workload: str) -> Iterator[Measurement]:
+    for name, make in CONTENDERS.items():
+        try:
+            make()
         except ImportError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            yield Measurement(workload, name, [], missing=str(error))
 
 
 def _remove(path: Path) -> None:
@@ -187,9 +191,10 @@ def _saving(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measure
             for name, save, _ in _installed()
         },
         seconds,
-        at_least=5,
+        at_least=ROUNDS,
     )
-    yield from _measured("save", samples)
+    yield from _measured("save", samples, _size(arrays))
+    yield from _missing("save")
 
 
 def _loading(
@@ -209,7 +214,8 @@ def _loading(
             name: lambda load=load, path=directory / name: sample(load, path, cold)  # noqa: B023
             for name, _, load in _installed()
         }
-        yield from _measured(workload, timing.interleaved(contenders, seconds / 2, at_least=5))
+        samples = timing.interleaved(contenders, seconds / 2, at_least=ROUNDS)
+        yield from _measured(workload, samples, _size(arrays))
 
 
 def _forget(path: Path) -> None:
@@ -223,22 +229,25 @@ def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
     """Measure in processes of their own, whose memory no contender before has stretched."""
     spawn = multiprocessing.get_context("spawn")
     for name, _, _ in _installed():
-        for number, what in enumerate(("save", "load")):
-            with ProcessPoolExecutor(1, spawn) as pool:
-                job = (name, number, directory / f"{name}-memory", nbytes, device)
-                peak = pool.submit(_peak, *job).result()
-            yield Measurement(f"{what}, extra memory", name, [peak], "peak", "B")
-        _remove(directory / f"{name}-memory")
+        path = directory / f"{name}-memory"
+        with ProcessPoolExecutor(1, spawn) as pool:
+            peaks = pool.submit(_peaks, name, path, nbytes, device).result()
+        for workload, peak in zip(("save", "load"), peaks, strict=True):
+            yield Measurement(workload, name, [peak], "extra memory", "B", traffic=nbytes)
+        _remove(path)
 
 
-def _peak(name: str, number: int, path: Path, nbytes: int, device: str) -> float:
-    """Return how much the process grows while it saves or loads, at most."""
+def _peaks(name: str, path: Path, nbytes: int, device: str) -> list[float]:
+    """Return how much the process grows, at most, while it saves and while it loads."""
     arrays = [_device.to(np.full(nbytes // 256, i, np.float32), device) for i in range(64)]
-    call = CONTENDERS[name]()[number]
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    call(path, arrays)
-    return float(max(_status("VmHWM") - before, 0))
+    peaks = []
+    for call in CONTENDERS[name]():
+        # Writing 5 makes the present size the peak.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+        call(path, arrays)
+        peaks.append(float(max(_status("VmHWM") - before, 0)))
+    return peaks
 
 
 def _status(field: str) -> int:
@@ -268,9 +277,9 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
             return elapsed
 
         contenders = {LIMIT: lambda: timing.clock(copy), OURS: save}
-        samples = timing.interleaved(contenders, seconds, at_least=5)
+        samples = timing.interleaved(contenders, seconds, at_least=ROUNDS)
     _remove(directory / "copying")
-    yield from _measured("background save, until it returns", samples)
+    yield from _measured("background save", samples, _size(arrays), "until it returns")
 
 
 def _training(directory: Path, options: Options) -> Iterator[Measurement]:
@@ -301,77 +310,20 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
                 )
     _remove(directory / "training")
     workload = f"a step of Adam, {nbytes >> 22} Mi parameters"
-    yield Measurement(workload, "ours, nothing else running", samples["alone"])
-    yield Measurement(workload, "ours, a background save running", samples["beside"])
-    workload = f"background save of Adam and its {nbytes >> 22} Mi parameters, until it returns"
-    yield Measurement(workload, OURS, samples["returns"], traffic=3 * nbytes)
+    yield Measurement(workload, LIMIT, samples["alone"], note="nothing else running")
+    yield Measurement(workload, OURS, samples["beside"], note="a background save running")
+    workload = f"background save of Adam and {nbytes >> 22} Mi parameters"
+    yield Measurement(workload, OURS, samples["returns"], "until it returns", traffic=3 * nbytes)
 
 
-def _measured(workload: str, samples: dict[str, list[float]]) -> Iterator[Measurement]:
+def _measured(
+    workload: str, samples: dict[str, list[float]], traffic: int, metric: str = "wall"
+) -> Iterator[Measurement]:
     for name, values in samples.items():
-        yield Measurement(workload, name, values)
-
-
-def main() -> None:
-    """Run this question alone, print its medians, and record everything."""
-    parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny work; nothing is recorded")
-    parser.add_argument("--seconds", type=float, default=300)
-    given = parser.parse_args()
-    start = time.monotonic()
-    report = run(Options(given.device, given.quick, given.seconds))
-    machine = _machine(given.device)
-    print(f"{machine}, {time.monotonic() - start:.0f} s")
-    for note in report.notes:
-        print(f"  {note}")
-    _print(report.measurements)
-    if not given.quick:
-        _record(machine, report, f"python -m benchmarks.checkpoint --device {given.device}")
-
-
-def _print(measurements: list[Measurement]) -> None:
-    first: dict[str, Measurement] = {}
-    for each in measurements:
-        base = first.setdefault(each.workload, each)
-        pairs = zip(each.samples, base.samples, strict=True)
-        ratio = statistics.median(ours / max(theirs, 1e-9) for ours, theirs in pairs)
-        median = statistics.median(each.samples)
-        shown = f"{median:8.3f} s" if each.unit == "s" else f"{median / 2**20:8.1f} MiB"
-        times = f"{ratio:6.2f} x" if each.unit == "s" else ""
-        print(f"{each.workload:36} {each.contender:32} {shown} {times}")
-
-
-def _machine(device: str) -> str:
-    if device != "cpu":
-        with _device.on(device):
-            properties = _device.cupy().cuda.runtime.getDeviceProperties(int(device[5:]))
-        return str(properties["name"].decode())
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return f"{' '.join(sorted(models)) or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _record(machine: str, report: Report, command: str) -> None:
-    packages = ("lucid-gpu", "numpy", "safetensors", "xxhash", "torch")
-    versions = {"python": platform.python_version(), "linux": platform.release()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    content = {
-        "device": machine,
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        **dataclasses.asdict(report),
-    }
-    slug = "-".join("".join(c if c.isalnum() else " " for c in machine.lower()).split())
-    path = Path(__file__).parent / "results" / f"{slug}-checkpoint.json"
-    path.write_text(json.dumps(content | {"device": machine}, indent=1) + "\n")
-    print(f"recorded in {path.relative_to(Path.cwd())}")
+        yield Measurement(workload, name, values, metric, traffic=traffic)
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.__main__ import main
+
+    sys.exit(main([NAME, *sys.argv[1:]]))
