@@ -233,7 +233,7 @@ def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
         with ProcessPoolExecutor(1, spawn) as pool:
             peaks = pool.submit(_peaks, name, path, nbytes, device).result()
         for workload, peak in zip(("save", "load"), peaks, strict=True):
-            yield Measurement(workload, name, [peak], "extra memory", "B", traffic=nbytes)
+            yield Measurement(workload, name, [peak], "extra memory", "B")
         _remove(path)
 
 
@@ -313,14 +313,15 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
     yield Measurement(workload, LIMIT, samples["alone"], note="nothing else running")
     yield Measurement(workload, OURS, samples["beside"], note="a background save running")
     workload = f"background save of Adam and {nbytes >> 22} Mi parameters"
-    yield Measurement(workload, OURS, samples["returns"], "until it returns", traffic=3 * nbytes)
+    traffic = 3 * nbytes
+    yield from _measured(workload, {OURS: samples["returns"]}, traffic, "until it returns")
 
 
 def _measured(
     workload: str, samples: dict[str, list[float]], traffic: int, metric: str = "wall"
 ) -> Iterator[Measurement]:
     for name, values in samples.items():
-        yield Measurement(workload, name, values, metric, traffic=traffic)
+        yield Measurement(workload, name, values, metric, "s", traffic // 4, traffic)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _SCRATCH_BYTES = 1 << 20
 """Verifying reads through a buffer of this size, which stays in a core's own cache."""
 
+_BATCH_BYTES = 8 << 20
+"""One thread reads at least this much before it takes the next piece of work."""
+
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -61,11 +64,16 @@ class Reader:
 
     def verify(self, names: Iterable[str]) -> None:
         """Check the digests of some tensors, without keeping their bytes."""
-        _in_threads(self._verify, [(name,) for name in names])
+        self._check(names, self._hash)
 
     def read(self, targets: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Read tensors into C-contiguous host arrays, and check their digests."""
-        _in_threads(self._read, list(targets.items()))
+
+        def read_tensor(descriptor: int, name: str) -> str:
+            memory = shards.as_bytes(targets[name])
+            return shards.read_tensor(descriptor, self._offsets[name], memory)
+
+        self._check(targets, read_tensor)
 
     def load(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Return some tensors as new host arrays."""
@@ -86,22 +94,38 @@ class Reader:
         """Return the tree, with these arrays in it."""
         return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
 
-    def _verify(self, name: str) -> None:
+    def _hash(self, descriptor: int, name: str) -> str:
         scratch = getattr(self._scratch, "buffer", None)
         if scratch is None:
             scratch = self._scratch.buffer = memoryview(bytearray(_SCRATCH_BYTES))
         nbytes = self.manifest.tensors[name].nbytes
-        self._check(name, lambda file, at: shards.hash_tensor(file, at, nbytes, scratch))
+        return shards.hash_tensor(descriptor, self._offsets[name], nbytes, scratch)
 
-    def _read(self, name: str, target: np.ndarray[Any, Any]) -> None:
-        memory = shards.as_bytes(target)
-        self._check(name, lambda file, at: shards.read_tensor(file, at, memory))
+    def _check(self, names: Iterable[str], read: Callable[[int, str], str]) -> None:
+        """Read tensors in threads, and compare the digests of what was read."""
 
-    def _check(self, name: str, hashed: Callable[[int, int], str]) -> None:
-        tensor = self.manifest.tensors[name]
-        with self._named(tensor.file, name), self._open(tensor.file) as descriptor:
-            if hashed(descriptor, self._offsets[name]) != tensor.digest:
-                raise ValueError("its bytes do not match the digest in the manifest")
+        def check(file: str, batch: list[str]) -> None:
+            with self._named(file), self._open(file) as descriptor:
+                for name in batch:
+                    with self._named(file, name):
+                        if read(descriptor, name) != self.manifest.tensors[name].digest:
+                            raise ValueError("its bytes do not match the digest in the manifest")
+
+        _in_threads(check, self._batches(set(names)))
+
+    def _batches(self, names: set[str]) -> list[tuple[str, list[str]]]:
+        """Group neighbours in a file: to open it takes as long as to read a small tensor."""
+        batches: list[tuple[str, list[str]]] = []
+        room = 0
+        for name, tensor in self.manifest.tensors.items():
+            if name not in names:
+                continue
+            if room <= 0 or batches[-1][0] != tensor.file:
+                batches.append((tensor.file, []))
+                room = _BATCH_BYTES
+            batches[-1][1].append(name)
+            room -= tensor.nbytes
+        return batches
 
     @contextlib.contextmanager
     def _named(self, file: str, name: str | None = None) -> Iterator[None]:
