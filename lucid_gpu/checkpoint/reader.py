@@ -27,6 +27,7 @@ _SCRATCH_BYTES = 1 << 20
 _BATCH_BYTES = 8 << 20
 """One thread reads at least this much before it takes the next piece of work."""
 
+_NOTHING = np.empty(0)
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -47,7 +48,7 @@ class Reader:
             self._directory = stack.enter_context(durable.open_directory(path))
             with self._named(manifest.NAME):
                 self.manifest = manifest.from_bytes(self._read_manifest())
-                self.paths = self._check_tree()
+                self._check_tree()
             self._check_listing()
             self._offsets = self._check_headers()
             self._stack = stack.pop_all()
@@ -85,7 +86,7 @@ class Reader:
                 arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
             except MemoryError as error:
                 raise CheckpointError(
-                    f"{self.path}: no memory for {self.paths[name]}: {tensor.nbytes} bytes"
+                    f"{self.path}: no memory for {self._place(name)}: {tensor.nbytes} bytes"
                 ) from error
         self.read(arrays)
         return arrays
@@ -133,7 +134,7 @@ class Reader:
         try:
             yield
         except (OSError, EOFError, ValueError) as error:
-            place = f" ({self.paths[name]})" if name is not None else ""
+            place = f" ({self._place(name)})" if name is not None else ""
             reason = getattr(error, "strerror", None) or error
             raise DamagedCheckpointError(
                 f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
@@ -161,21 +162,31 @@ class Reader:
             ) from None
         return bytes(buffer)
 
-    def _check_tree(self) -> dict[str, str]:
-        """Decode the tree once without arrays, and return the path of every tensor in it."""
-        paths: dict[str, str] = {}
-        nothing = np.empty(0)
+    def _check_tree(self) -> None:
+        """Decode the tree once without arrays, and see that it names every tensor."""
+        named: set[str] = set()
 
         def resolve(name: str, path: str) -> np.ndarray[Any, Any]:
             if name not in self.manifest.tensors:
                 raise TreeError(f"{path}: it names the tensor {name!r:.100}, which is not listed")
-            paths.setdefault(name, path)
-            return nothing
+            named.add(name)
+            return _NOTHING
 
         Decoder(resolve).decode(self.manifest.tree)
-        if len(paths) != len(self.manifest.tensors):
+        if len(named) != len(self.manifest.tensors):
             raise ValueError("it lists a tensor that is not in the tree")
-        return paths
+
+    def _place(self, name: str) -> str:
+        """Return the first path in the tree where a tensor stands."""
+        paths: list[str] = []
+
+        def resolve(found: str, path: str) -> np.ndarray[Any, Any]:
+            if found == name and not paths:
+                paths.append(path)
+            return _NOTHING
+
+        Decoder(resolve).decode(self.manifest.tree)
+        return paths[0]
 
     def _check_listing(self) -> None:
         found = set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path

@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid_gpu import device as _device
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
-from lucid_gpu.checkpoint.tree import Decoder, Node, is_stateful, split
+from lucid_gpu.checkpoint.tree import Decoder, Node, child, is_stateful, split
 from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class _Restore:
             missing = [key for key in saved if key not in target]
             extra = [key for key in target if key not in saved]
             self._refuse(path, f"the target lacks the keys {missing}, and only it has {extra}")
-        parts = {key: self._match(saved[key], target[key], f"{path}[{key!r}]") for key in target}
+        parts = {key: self._match(saved[key], target[key], child(path, key)) for key in target}
         return lambda: {key: build() for key, build in parts.items()}
 
     def _match_sequence(self, node: Node, target: Any, path: str) -> Build:
@@ -111,7 +111,7 @@ class _Restore:
         if len(items) != len(target):
             self._refuse(path, f"{len(items)} items were saved, and the target has {len(target)}")
         pairs = enumerate(zip(items, target, strict=True))
-        parts = [self._match(item, place, f"{path}[{i}]") for i, (item, place) in pairs]
+        parts = [self._match(item, place, child(path, i)) for i, (item, place) in pairs]
         return lambda: kind(build() for build in parts)
 
     def _match_object(self, node: Node, target: Any, path: str) -> Build:

@@ -80,16 +80,16 @@ class Encoder:
         for key in value:
             if type(key) is not str and type(key) is not int:
                 raise TypeError(f"{path} has the key {key!r}: a checkpoint holds str and int keys")
-        children = {k: self.encode(v, f"{path}[{k!r}]", depth) for k, v in value.items()}
+        children = {k: self.encode(v, child(path, k), depth) for k, v in value.items()}
         if all(type(key) is str and key[:1] != "$" and _is_unicode(key) for key in value):
             return children
         return {"$dict": [[self.encode(k, path), node] for k, node in children.items()]}
 
     def _list(self, value: list[Any], path: str, depth: int) -> Node:
-        return [self.encode(item, f"{path}[{i}]", depth) for i, item in enumerate(value)]
+        return [self.encode(item, child(path, i), depth) for i, item in enumerate(value)]
 
     def _tuple(self, value: tuple[Any, ...], path: str, depth: int) -> Node:
-        return {"$tuple": [self.encode(v, f"{path}[{i}]", depth) for i, v in enumerate(value)]}
+        return {"$tuple": [self.encode(v, child(path, i), depth) for i, v in enumerate(value)]}
 
     def _int(self, value: int, *_: Any) -> Node:
         return value if abs(value) < EXACT else {"$int": hex(value)}
@@ -165,14 +165,14 @@ class Decoder:
         if depth > MAX_DEPTH:
             raise TreeError(f"{path}: nested more than {MAX_DEPTH} deep")
         if type(node) is list:
-            return [self.decode(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node)]
+            return [self.decode(item, child(path, i), depth + 1) for i, item in enumerate(node)]
         if type(node) is float and not math.isfinite(node):
             raise TreeError(f"{path}: the number is out of range")
         if type(node) is not dict:
             return node
         tag, payload = split(node)
         if tag is None:
-            return {k: self.decode(v, f"{path}[{k!r}]", depth + 1) for k, v in node.items()}
+            return {k: self.decode(v, child(path, k), depth + 1) for k, v in node.items()}
         decoder = _DECODERS.get(tag)
         if decoder is None:
             raise TreeError(f"{path}: unknown tag {tag!r:.100}")
@@ -192,12 +192,12 @@ class Decoder:
 
     def _dict(self, payload: Any, path: str, depth: int) -> dict[Any, Any]:
         items = self.pairs(payload, path).items()
-        return {key: self.decode(node, f"{path}[{key!r}]", depth) for key, node in items}
+        return {key: self.decode(node, child(path, key), depth) for key, node in items}
 
     def _tuple(self, payload: Any, path: str, depth: int) -> tuple[Any, ...]:
         if type(payload) is not list:
             raise TypeError
-        return tuple(self.decode(item, f"{path}[{i}]", depth) for i, item in enumerate(payload))
+        return tuple(self.decode(item, child(path, i), depth) for i, item in enumerate(payload))
 
     def _int(self, payload: Any, *_: Any) -> int:
         return int(payload, 16)
@@ -263,6 +263,11 @@ def split(node: Node) -> tuple[str | None, Any]:
     if type(node) is dict and any(key[:1] == "$" for key in node):
         return next(iter(node.items())) if len(node) == 1 else (" ".join(node), None)
     return None, node
+
+
+def child(path: str, key: str | int) -> str:
+    """Return the path of one part of a collection; long keys are cut."""
+    return f"{path}[{key!r:.100}]"
 
 
 def is_stateful(value: Any) -> bool:
