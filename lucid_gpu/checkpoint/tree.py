@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Encoder:
             raise ValueError(f"{path} is nested more than {MAX_DEPTH} deep, or holds itself")
         if value is None or type(value) is bool:
             return value
-        encoder = _ENCODERS.get(type(value))
+        encoder = self._by_type.get(type(value))
         if encoder is not None:
             return encoder(self, value, path, depth + 1)
         if isinstance(value, np.generic):
@@ -134,16 +134,15 @@ class Encoder:
             }
         }
 
-
-_ENCODERS: dict[type, Callable[..., Node]] = {
-    dict: Encoder._dict,  # noqa: SLF001 - the table of this class
-    list: Encoder._list,  # noqa: SLF001
-    tuple: Encoder._tuple,  # noqa: SLF001
-    int: Encoder._int,  # noqa: SLF001
-    float: Encoder._float,  # noqa: SLF001
-    str: Encoder._str,  # noqa: SLF001
-    bytes: Encoder._bytes,  # noqa: SLF001
-}
+    _by_type: ClassVar[dict[type, Callable[..., Node]]] = {
+        dict: _dict,
+        list: _list,
+        tuple: _tuple,
+        int: _int,
+        float: _float,
+        str: _str,
+        bytes: _bytes,
+    }
 
 
 class Decoder:
@@ -173,7 +172,7 @@ class Decoder:
         tag, payload = split(node)
         if tag is None:
             return {k: self.decode(v, child(path, k), depth + 1) for k, v in node.items()}
-        decoder = _DECODERS.get(tag)
+        decoder = self._by_tag.get(tag)
         if decoder is None:
             raise TreeError(f"{path}: unknown tag {tag!r:.100}")
         try:
@@ -243,19 +242,18 @@ class Decoder:
             raise TypeError
         return self.decode(payload["state"], path, depth)
 
-
-_DECODERS: dict[str, Callable[..., Any]] = {
-    "$dict": Decoder._dict,  # noqa: SLF001 - the table of this class
-    "$tuple": Decoder._tuple,  # noqa: SLF001
-    "$int": Decoder._int,  # noqa: SLF001
-    "$float": Decoder._float,  # noqa: SLF001
-    "$str": Decoder._str,  # noqa: SLF001
-    "$bytes": Decoder._bytes,  # noqa: SLF001
-    "$scalar": Decoder._scalar,  # noqa: SLF001
-    "$array": Decoder._array,  # noqa: SLF001
-    "$parameter": Decoder._parameter,  # noqa: SLF001
-    "$object": Decoder._object,  # noqa: SLF001
-}
+    _by_tag: ClassVar[dict[str, Callable[..., Any]]] = {
+        "$dict": _dict,
+        "$tuple": _tuple,
+        "$int": _int,
+        "$float": _float,
+        "$str": _str,
+        "$bytes": _bytes,
+        "$scalar": _scalar,
+        "$array": _array,
+        "$parameter": _parameter,
+        "$object": _object,
+    }
 
 
 def split(node: Node) -> tuple[str | None, Any]:
