@@ -132,7 +132,7 @@ class FusedOptimizer(Optimizer):
         """
         if self._captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
-        if self._current_roster() is not self._captured:
+        if self._roster is not self._captured or not self._captured.still_holds():
             raise RuntimeError(
                 "parameters, groups or state have changed since the step was captured: "
                 "capture the graph anew"
@@ -187,14 +187,14 @@ class FusedOptimizer(Optimizer):
         return self._roster
 
     def _capture(self) -> None:
-        before = self._roster
-        if before is None or self._current_roster() is not before:
+        roster = self._roster
+        if roster is None or not roster.still_holds():
             raise RuntimeError(
                 "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
                 "one ordinary step, with the same parameters, groups and options, before capturing"
             )
-        for batch in before.batches:
+        for batch in roster.batches:
             if not isinstance(batch.executor, CudaExecutor):
                 raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
             batch.executor.capture()
-        self._captured = before
+        self._captured = roster

@@ -185,7 +185,8 @@ class Optimizer(Hooked):
             elif set_to_none:
                 param.grad = None
             elif grad is not None:
-                grad[...] = 0
+                with _device.on(_device.of(grad)):
+                    grad[...] = 0
 
     def clear_grad(self) -> None:
         """Reset the gradients: :meth:`zero_grad` by another name."""
