@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Self
 
 from lucid_gpu import device as _device
 from lucid_gpu.optim import groups as _groups
-from lucid_gpu.optim import hooks as _hooks
 from lucid_gpu.optim import state_dict as _state_dict
+from lucid_gpu.optim.hooked import Hooked, replaced
 from lucid_gpu.optim.state import State
 from lucid_gpu.optim.tree import copy_tree, is_plain
 from lucid_gpu.parameter import Parameter
 
-Step = TypeVar("Step", bound=Callable[..., Any])
 
-
-class Optimizer:
+class Optimizer(Hooked):
     """Base class of all optimizers; a subclass adds ``step``.
 
     Args:
@@ -58,11 +55,8 @@ class Optimizer:
         [0.5, 1.0]
     """
 
-    OptimizerPreHook: TypeAlias = _hooks.PreHook
-    OptimizerPostHook: TypeAlias = _hooks.PostHook
-
     requires_parameters: ClassVar[bool] = True
-    _transient: ClassVar[dict[str, Any]] = {"_is_stepping": False}
+    _transient: ClassVar[dict[str, Any]] = {"_is_stepping": False}  # what no copy takes along
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004, D102
         if cls is Optimizer:
@@ -81,13 +75,7 @@ class Optimizer:
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
-        self._step_pre_hooks: _hooks.HookList[_hooks.PreHook] = _hooks.HookList()
-        self._step_post_hooks: _hooks.HookList[_hooks.PostHook] = _hooks.HookList()
-        self._state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._load_state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._is_stepping = False
+        self._init_hooks()
         for group in _groups.split_groups(params, self.requires_parameters):
             self.add_param_group(group)
 
@@ -265,7 +253,7 @@ class Optimizer:
             hook(self)
         snapshot = _state_dict.snapshot(self, device)
         for hook in self._state_dict_post_hooks:
-            snapshot = _replaced(hook, hook(self, snapshot), snapshot)
+            snapshot = replaced(hook, hook(self, snapshot), snapshot)
         return snapshot
 
     def load_state_dict(
@@ -307,76 +295,10 @@ class Optimizer:
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
         for hook in self._load_state_dict_pre_hooks:
-            state_dict = _replaced(hook, hook(self, state_dict), state_dict)
+            state_dict = replaced(hook, hook(self, state_dict), state_dict)
         _state_dict.restore(self, state_dict, strict, model_clients or {})
         for hook in self._load_state_dict_post_hooks:
             hook(self)
-
-    def register_step_pre_hook(self, hook: _hooks.PreHook) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, args, kwargs)`` to run ahead of each step.
-
-        ``args`` and ``kwargs`` are the arguments of the step, without the optimizer itself. It may
-        return a tuple ``(args, kwargs)`` that takes their place, or None.
-        """
-        return self._step_pre_hooks.register(hook)
-
-    def register_step_post_hook(self, hook: _hooks.PostHook) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, args, kwargs)`` to run after each step."""
-        return self._step_post_hooks.register(hook)
-
-    def register_state_dict_pre_hook(
-        self, hook: Callable[..., None], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer)`` to run ahead of :meth:`state_dict`."""
-        return self._state_dict_pre_hooks.register(hook, prepend)
-
-    def register_state_dict_post_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, state_dict)``, which may edit the dict or return another."""
-        return self._state_dict_post_hooks.register(hook, prepend)
-
-    def register_load_state_dict_pre_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, state_dict)`` to run ahead of :meth:`load_state_dict`.
-
-        It gets a shallow copy of the dict and may edit it or return another.
-        """
-        return self._load_state_dict_pre_hooks.register(hook, prepend)
-
-    def register_load_state_dict_post_hook(
-        self, hook: Callable[..., None], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
-        return self._load_state_dict_post_hooks.register(hook, prepend)
-
-    @staticmethod
-    def profile_hook_step(func: Step) -> Step:
-        """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
-
-        The ``step`` of every subclass is wrapped when the class is made.
-        """
-        if getattr(func, "hooked", False):
-            return func
-
-        @functools.wraps(func)
-        def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            if self._is_stepping:  # a subclass's step that calls super().step() is one step
-                return func(self, *args, **kwargs)
-            self._is_stepping = True
-            try:
-                for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
-                    args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
-                result = func(self, *args, **kwargs)
-                for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
-                    hook(self, args, kwargs)
-            finally:
-                self._is_stepping = False
-            return result
-
-        step.hooked = True  # type: ignore[attr-defined]
-        return step  # type: ignore[return-value]
 
     def __getstate__(self) -> dict[str, Any]:
         held = [
@@ -442,30 +364,3 @@ def _describe_parameters(group: Mapping[str, Any]) -> str:
     places = ", ".join(sorted({_device.of(array) for array in numeric})) or "cpu"
     elements = sum(array.size for array in numeric)
     return f"{len(named)} parameters ({shown}), {elements} elements on {places}"
-
-
-def _arguments(
-    hook: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> _hooks.Arguments:
-    """Return the arguments that a step pre-hook left, or those it put in their place."""
-    if result is None:
-        return args, kwargs
-    if isinstance(result, tuple) and len(result) == 2:
-        new_args, new_kwargs = result
-        if isinstance(new_args, tuple) and isinstance(new_kwargs, dict):
-            return new_args, new_kwargs
-    raise RuntimeError(
-        f"step pre-hook {hook!r} returned {result!r}: it must return None or (args, kwargs), "
-        "a tuple and a dict"
-    )
-
-
-def _replaced(hook: Any, result: Any, current: Any) -> Any:
-    """Return the state dict that a hook left, or the one it put in its place."""
-    if result is None:
-        return current
-    if not isinstance(result, Mapping):
-        raise RuntimeError(
-            f"hook {hook!r} returned a {type(result).__name__}: it must return None or a state dict"
-        )
-    return result

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
+from lucid_gpu import device as _device
 from tests.contract.support import (
     Foreign,
     MyOptimizer,
@@ -264,6 +265,56 @@ def test_an_edited_learning_rate_takes_effect_at_the_next_step(device, rule):
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step()
     assert values(param) == before
+
+
+def test_an_edited_learning_rate_reaches_strided_arrays(device):
+    """Row 7."""
+    whole = array([[1.0, 9.0], [2.0, 9.0]], device)
+    param = Parameter(whole[:, 0])
+    param.grad = array([1.0, 1.0], device)
+    optimizer = optim.SGD([param], lr=0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.25
+    optimizer.step()
+    assert values(param) == [0.25, 1.25]
+
+
+def captured(optimizer):
+    """Step once, record a step, and return the stream and the graph."""
+    stream = _device.cupy().cuda.Stream(non_blocking=True)
+    with stream:
+        optimizer.step()
+        stream.begin_capture()
+        optimizer.step()
+        return stream, stream.end_capture()
+
+
+@pytest.mark.usefixtures("emulated")
+def test_an_edited_learning_rate_reaches_a_replayed_graph():
+    """Row 7."""
+    param = trained([1.0], [1.0], "cuda:0")
+    optimizer = optim.SGD([param], lr=0.5)
+    stream, graph = captured(optimizer)
+    with stream:
+        optimizer.param_groups[0]["lr"] = 0.25
+        optimizer.before_replay()
+        graph.launch()
+    stream.synchronize()
+    assert values(param) == [0.25]
+    assert optimizer.state[param]["step"] == 2
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_group_added_after_a_capture_asks_for_another():
+    """Row 6."""
+    param, more = (trained([1.0], [1.0], "cuda:0") for _ in range(2))
+    optimizer = optim.SGD([param], lr=0.5)
+    stream, _ = captured(optimizer)
+    optimizer.add_param_group({"params": [more]})
+    with stream, pytest.raises(RuntimeError, match="capture the graph anew"):
+        optimizer.before_replay()
+    optimizer.step()
+    assert values(more) == [0.5]
 
 
 OPTIONS = {
