@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from lucid_gpu import device as _device
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.optim.explain import explain
-from lucid_gpu.optim.optimizer import Optimizer
-from lucid_gpu.optim.roster import Roster, misfits
+from lucid_gpu.optim.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.roster import Roster, misfits, step_problems
 
 DECAYS = ("none", "l2", "decoupled")
 
@@ -47,6 +47,11 @@ class FusedOptimizer(Optimizer):
     Scalars: ClassVar[Any]
     scratch: ClassVar[int] = 0
     Variant: ClassVar[Any]
+    _transient: ClassVar[dict[str, Any]] = {
+        **Optimizer._transient,  # noqa: SLF001 - of the base class
+        "_roster": None,
+        "_captured": None,
+    }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -95,7 +100,7 @@ class FusedOptimizer(Optimizer):
             ValueError: an option is out of bounds, or a gradient or slot does not fit its
                 parameter. Nothing was changed.
         """
-        result = None if closure is None else closure()
+        result = evaluate(closure)
         if _device.is_capturing():
             self._capture()
             return result
@@ -159,9 +164,7 @@ class FusedOptimizer(Optimizer):
         problems += [
             f"slot {name!r} is unknown" for name in slots if name not in ("step", *self.slots)
         ]
-        step = slots.get("step", 0)
-        if type(step) is not int or step < 0:
-            problems.append(f"slot 'step' must be an int >= 0, not {step!r}")
+        problems += step_problems(slots.get("step", 0))
         for name in self.slots:
             if name in slots:
                 problems += misfits(f"slot {name!r}", slots[name], param.data, "shape", "dtype")
@@ -176,9 +179,6 @@ class FusedOptimizer(Optimizer):
         """
         self.check_options(group)
         return self.Variant(**self.variant(group))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_roster": None, "_captured": None}
 
     def _current_roster(self) -> Roster:
         """Return the roster of this step: the last one if it still holds, else a new one."""
