@@ -435,8 +435,10 @@ def test_a_checkpoint_does_not_load_into_an_optimizer_without_its_clients(writin
     """Rows 22 and 28."""
     _, _, optimizer = writing
     checkpoint.save(tmp_path / "saved", optimizer)
-    message = "'model_client' held a Client"
-    with unchanged(optimizer), pytest.raises(checkpoint.CheckpointError, match=message):
+    with (
+        unchanged(optimizer),
+        pytest.raises(checkpoint.CheckpointError, match="'model_client' held a Client"),
+    ):
         checkpoint.load(tmp_path / "saved", into=optimizer)
 
 

@@ -28,6 +28,9 @@ def capture(optimizer):
 
 
 def replay(optimizer, graph, stream):
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()  # which gradients were written on
     with stream:
         optimizer.before_replay()
         graph.launch(stream)

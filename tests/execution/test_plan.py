@@ -103,8 +103,9 @@ def compiles(rule, assertions):
 def layout_claims(record, struct):
     claims = [f"(sizeof({struct})) == {record.itemsize}"]
     for name in record.names:
-        offset = record.fields[name][1]
-        claims.append(f"__builtin_offsetof({struct}, {name}) == {offset}")
+        dtype, offset = record.fields[name][:2]
+        claims.append(f"(__builtin_offsetof({struct}, {name})) == {offset}")
+        claims.append(f"(sizeof({struct}::{name})) == {dtype.itemsize}")
     return claims
 
 

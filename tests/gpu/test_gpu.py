@@ -57,7 +57,7 @@ def test_a_step_is_one_launch_for_each_dtype(cp, monkeypatch):
             self.kernel = kernel
 
         def __call__(self, *arguments):
-            launches.append(self.kernel.name)
+            launches.append(arguments)
             self.kernel(*arguments)
 
     compiled = cuda._compiled
