@@ -45,31 +45,29 @@ def named(group: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(zip(names, params, strict=True))
 
 
-def split_groups(params: Any, required: bool = True) -> list[dict[str, Any]]:
-    """Return what the caller passed as ``params`` as a list of group dicts.
+def split(params: Any, required: bool = True) -> tuple[list[Any], list[Any]]:
+    """Return the group dicts and the loose parameters that the caller passed: one list is empty.
 
     Raises:
         TypeError: ``params`` is no ordered collection, or mixes dicts with parameters.
         ValueError: ``params`` is empty, and ``required``.
     """
     items = _ordered(params, "params")
-    if not items and not required:
-        return []
-    if not items:
+    if not items and required:
         raise ValueError(
             "params is empty: an optimizer needs at least one parameter "
             "(a generator that was already used up is empty too)"
         )
     are_groups = [isinstance(item, Mapping) for item in items]
     if all(are_groups):
-        return items
+        return items, []
     if any(are_groups):
         odd = are_groups.index(not are_groups[0])
         raise TypeError(
             f"params mixes dicts and parameters: element {odd} is a {type(items[odd]).__name__}, "
             f"the first is a {type(items[0]).__name__}; pass all as dicts or all as parameters"
         )
-    return [{"params": items}]
+    return [], items
 
 
 def normalize(group: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Optimizer(Hooked):
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
         self._init_hooks()
-        for group in _groups.split_groups(params, self.requires_parameters):
+        groups, loose = _groups.split(params, self.requires_parameters)
+        for group in groups or (self.param_groups_setup(loose, self.defaults) if loose else []):
             self.add_param_group(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -119,8 +120,11 @@ class Optimizer(Hooked):
     def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a list with the one group dict that ``params`` and ``defaults`` make.
 
+        The constructor asks it for the groups of parameters that were passed without any, so a
+        subclass can group them otherwise.
+
         Args:
-            params: the parameters of the group.
+            params: the parameters of the group; names that were given appear in ``param_names``.
             defaults: its options.
 
         Raises:
@@ -128,7 +132,9 @@ class Optimizer(Hooked):
             ValueError: ``params`` is empty.
         """
         group = _groups.normalize({"params": params}, 0)
-        return [{"params": group["params"], **defaults}]
+        if _groups.is_positional(group["param_names"]):
+            del group["param_names"]
+        return [{**group, **defaults}]
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group of parameters; options it lacks come from ``defaults``.

@@ -152,6 +152,19 @@ def test_the_dialect_has_no_rule_of_its_own():
         assert set(vars(own)) <= {"__init__", "__doc__", "__module__"}
 
 
+def test_state_dicts_of_the_dialect_and_of_the_rule_are_the_same(device):
+    tiny, plain = (trained([1.0], [0.5], device) for _ in range(2))
+    one = tiny_pytorch.SGD([tiny], lr=0.1, momentum=0.9, weight_decay=0.2)
+    one.step()
+    two = optim.SGD([plain])
+    two.load_state_dict(one.state_dict())
+    plain.data[...] = tiny.data
+    one.step()
+    two.step()
+    assert values(plain) == values(tiny)
+    one.load_state_dict(two.state_dict())
+
+
 def test_adam_takes_its_decay_rates_as_betas(device):
     optimizer = optim.Adam([Parameter([1.0], device=device)], betas=(0.8, 0.95))
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)

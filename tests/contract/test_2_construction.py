@@ -67,6 +67,31 @@ def test_param_groups_setup_returns_one_group():
     assert optimizer.param_groups[0]["params"] == [param]
 
 
+def test_param_groups_setup_keeps_names_that_were_given():
+    """Rows 3 and 8."""
+    param = Parameter([1.0])
+    optimizer = MyOptimizer([Parameter([2.0])])
+    assert optimizer.param_groups_setup([("w", param)], {}) == [
+        {"params": [param], "param_names": ["w"]}
+    ]
+
+
+def test_a_subclass_can_group_parameters_otherwise():
+    """Row 3."""
+
+    class NoDecayOfBiases(MyOptimizer):
+        def param_groups_setup(self, params, defaults):
+            (group,) = super().param_groups_setup(params, defaults)
+            return [{**group, "params": [p], "decay": p.data.ndim > 1} for p in group["params"]]
+
+    weight, bias = Parameter([[1.0]]), Parameter([2.0])
+    optimizer = NoDecayOfBiases([weight, bias], lr=0.5)
+    assert [(g["params"], g["decay"], g["lr"]) for g in optimizer.param_groups] == [
+        ([weight], True, 0.5),
+        ([bias], False, 0.5),
+    ]
+
+
 @pytest.mark.parametrize("params", [3, None, 1.5, "w", b"w"])
 def test_params_that_are_no_collection_are_refused(params):
     """Row 4."""

@@ -14,7 +14,6 @@ from tests.contract.support import (
     MyOptimizer,
     array,
     everything,
-    host,
     picture,
     trained,
     unchanged,
@@ -534,9 +533,3 @@ def test_a_duplicate_of_a_model_and_its_optimizer_stays_connected(how):
     optimizer.step()
     assert values(model[0]) == [0.5]
     assert values(param) == [1.0]
-
-
-def test_the_host_can_read_state_of_any_device(device):
-    """Row 20."""
-    optimizer = adam(device)
-    assert host(next(iter(optimizer.state.values()))["exp_avg"]).shape == (1,)

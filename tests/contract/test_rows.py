@@ -15,9 +15,8 @@ def rows_named_by_tests():
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                text = ast.get_docstring(node) or ""
-                if re.match("Rows? ", text):
-                    named |= set(map(int, re.findall(r"\d+", text.split(":")[0].split(".")[0])))
+                match = re.match(r"Rows? (\d+(?:(?:, | and )\d+)*)", ast.get_docstring(node) or "")
+                named |= set(map(int, re.findall(r"\d+", match[1]))) if match else set()
     return named
 
 

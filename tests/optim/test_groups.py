@@ -24,20 +24,14 @@ def test_options_are_all_but_parameters_names_and_class():
     assert groups.options(group) == {"lr": 1, "own": 2}
 
 
-def test_split_groups_makes_one_group_of_parameters():
-    params = [Parameter([1.0]), Parameter([2.0])]
-    assert groups.split_groups(params) == [{"params": params}]
+def test_split_tells_loose_parameters_from_groups():
+    params, given = [Parameter([1.0]), Parameter([2.0])], [{"params": [1]}, {"params": [2]}]
+    assert groups.split(iter(params)) == ([], params)
+    assert groups.split(iter(given)) == (given, [])
 
 
-def test_split_groups_keeps_group_dicts_as_they_are():
-    given = [{"params": [1]}, {"params": [2], "lr": 3}]
-    result = groups.split_groups(given)
-    assert result == given
-    assert all(ours is theirs for ours, theirs in zip(result, given, strict=True))
-
-
-def test_split_groups_may_be_empty_where_none_is_required():
-    assert groups.split_groups((), required=False) == []
+def test_split_may_be_empty_where_nothing_is_required():
+    assert groups.split((), required=False) == ([], [])
 
 
 def test_normalize_takes_names_from_the_group():

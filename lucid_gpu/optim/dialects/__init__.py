@@ -20,8 +20,10 @@ here puts the array on a GPU, or holds it on the host. ``import lucid.optim as o
     2
 
 **afnio** (``afnio.optim.optimizer``): a textual optimizer subclasses ``Optimizer`` and lives on
-Parameters whose ``data`` is a ``str`` and whose gradients are lists. Model clients are options;
-they are saved by the name of their class and handed back on loading.
+Parameters whose ``data`` is a ``str`` and whose gradients are lists. What is kept in ``state`` and
+options is made of plain data and of ``lucid_gpu.Parameter``, which takes the place of Variables,
+so that it can be saved. Model clients are options; they are saved by the name of their class and
+handed back on loading.
 ``from afnio.optim.optimizer import Optimizer`` becomes:
 
     >>> from lucid_gpu.optim import Optimizer
