@@ -19,7 +19,6 @@ struct Adam {
   __device__ void operator()(T& param, T g, T& m, T& v, T& v_max) const {
     if (maximize) g = -g;
     if (decay == kL2) g = g + weight_decay * param;
-    if (decay == kDecoupled) param = param * weight_decay;
 
     m = m + c1 * (g - m);
     v = beta2 * v + (c2 * g) * g;
@@ -34,6 +33,7 @@ struct Adam {
     } else {
       d = sqrt(v) / root2 + eps;
     }
+    if (decay == kDecoupled) param = param * weight_decay;
     param = param - (step_size * m) / d;
   }
 };

@@ -15,11 +15,11 @@ struct SGD {
   __device__ void operator()(T& param, T g, T& b) const {
     if (maximize) g = -g;
     if (decay == kL2) g = g + weight_decay * param;
-    if (decay == kDecoupled) param = param * weight_decay;
 
     if (momentum_kind) b = momentum * b + damping * g;
     if (momentum_kind == kHeavyBall) g = b;
     if (momentum_kind == kNesterov) g = g + momentum * b;
+    if (decay == kDecoupled) param = param * weight_decay;
     param = param - lr * g;
   }
 };

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
@@ -153,12 +153,14 @@ def on(device: str) -> contextlib.AbstractContextManager[Any]:
     return cupy().cuda.Device(int(device.removeprefix("cuda:")))  # type: ignore[no-any-return]
 
 
-def is_capturing() -> bool:
-    """Say whether CuPy's current stream records a CUDA graph."""
+def is_capturing(devices: Iterable[str] = ()) -> bool:
+    """Say whether a current stream, of CuPy's device or of one of ``devices``, records a graph."""
     module = sys.modules.get("cupy")
     if module is None or not count():
         return False
-    return bool(module.cuda.get_current_stream().is_capturing())
+    numbers = {module.cuda.runtime.getDevice()}
+    numbers.update(int(name.removeprefix("cuda:")) for name in devices if name != "cpu")
+    return any(module.cuda.get_current_stream(number).is_capturing() for number in numbers)
 
 
 def address(array: Array) -> int:

@@ -18,10 +18,10 @@ class Adam(FusedOptimizer):
     With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`), at the
     :math:`t`-th step of a parameter::
 
-        θ ← θ(1 − ηλ)                          decoupled decay only
         m ← m + (1 − β1)(g − m)
         v ← β2·v + ((1 − β2)·g)·g
         d = sqrt(v) / sqrt(1 − β2ᵗ) + ε
+        θ ← θ(1 − ηλ)                          decoupled decay only
         θ ← θ − ((η / (1 − β1ᵗ)) · m) / d
 
     ``amsgrad=True`` keeps the largest bias-corrected second moment: ``v̂ ← max(v̂, v / (1 − β2ᵗ))``
@@ -153,8 +153,6 @@ class Adam(FusedOptimizer):
         if variant.decay == "l2":
             np.multiply(k.weight_decay, param, out=b)
             g = np.add(g, b, out=a)
-        if variant.decay == "decoupled":
-            param *= k.weight_decay
 
         np.subtract(g, m, out=b)
         b *= k.c1
@@ -179,6 +177,8 @@ class Adam(FusedOptimizer):
         d += k.eps
         np.multiply(k.step_size, m, out=a)
         a /= d
+        if variant.decay == "decoupled":
+            param *= k.weight_decay
         param -= a
 
 

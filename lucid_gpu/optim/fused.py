@@ -101,7 +101,7 @@ class FusedOptimizer(Optimizer):
                 parameter. Nothing was changed.
         """
         result = evaluate(closure)
-        if _device.is_capturing():
+        if _device.is_capturing(self._roster.devices if self._roster else ()):
             self._capture()
             return result
         for batch, scalars in self._current_roster().tick(type(self).scalars):

@@ -88,6 +88,7 @@ class Roster:
         for item in items:
             by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
         _refuse_shared_memory(items)
+        self.devices = {device for device, _ in by_kind}
         self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
         for batch, own in zip(self.batches, by_kind.values(), strict=True):
             self._attach_state(batch, own)

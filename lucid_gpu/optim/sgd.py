@@ -16,9 +16,9 @@ class SGD(FusedOptimizer):
 
     With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`)::
 
-        θ ← θ(1 − ηλ)                          decoupled decay only
         b ← g                                  at the first step of a parameter; see dampen_first
         b ← μ·b + (1 − τ)·g                    from then on
+        θ ← θ(1 − ηλ)                          decoupled decay only
         θ ← θ − η·b                            nesterov: θ ← θ − η·(g + μ·b)
 
     Without momentum there is no ``b`` and ``θ ← θ − η·g``.
@@ -146,8 +146,6 @@ class SGD(FusedOptimizer):
         if variant.decay == "l2":
             np.multiply(k.weight_decay, param, out=t)
             g = np.add(g, t, out=s)
-        if variant.decay == "decoupled":
-            param *= k.weight_decay
 
         if variant.momentum != "none":
             b *= k.momentum
@@ -159,4 +157,6 @@ class SGD(FusedOptimizer):
             np.multiply(k.momentum, b, out=t)
             g = np.add(g, t, out=s)
         np.multiply(k.lr, g, out=t)
+        if variant.decay == "decoupled":
+            param *= k.weight_decay
         param -= t

@@ -185,3 +185,17 @@ def test_the_device_does_not_matter_while_state_moves_between_them(case, acceler
         results.append(everything(optimizer))
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
+
+
+@every_case
+def test_a_gradient_may_be_the_parameter_itself(case, device, rng):
+    results = []
+    for shared in (True, False):
+        values = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+        param = Parameter(place(values, device).view)
+        optimizer = case.rule([param], **case.options)
+        for _ in range(3):
+            param.grad = param.data if shared else param.data.copy()
+            optimizer.step()
+        results.append(everything(optimizer))
+    assert_same(*results)
