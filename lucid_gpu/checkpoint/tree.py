@@ -6,6 +6,7 @@ Arrays leave the tree: a node holds their generated name, and the arrays go to t
 from __future__ import annotations
 
 import base64
+import inspect
 import math
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -63,7 +64,7 @@ class Encoder:
         if isinstance(value, Parameter):
             return self._parameter(value, path, depth + 1)
         if is_stateful(value):
-            state = self.encode(self._keep(value.state_dict()), path, depth + 1)
+            state = self.encode(self._state(value), path, depth + 1)
             return {"$object": {"class": type(value).__name__, "state": state}}
         raise TypeError(
             f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint "
@@ -71,10 +72,13 @@ class Encoder:
             "an object with state_dict and load_state_dict"
         )
 
-    def _keep(self, value: Any) -> Any:
-        """Keep a temporary alive: arrays are told apart by their addresses."""
-        self._alive.append(value)
-        return value
+    def _state(self, value: Any) -> Any:
+        """Return the state of an object: its own arrays, if it gives them, as none is changed."""
+        own = _offers_own(value.state_dict)
+        state = value.state_dict(copy=False) if own else value.state_dict()
+        # Arrays are told apart by their addresses, so none may go before all are known.
+        self._alive.append(state)
+        return state
 
     def _dict(self, value: dict[Any, Any], path: str, depth: int) -> Node:
         for key in value:
@@ -273,6 +277,13 @@ def is_stateful(value: Any) -> bool:
     return not isinstance(value, type) and all(
         callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
     )
+
+
+def _offers_own(state_dict: Callable[..., Any]) -> bool:
+    try:
+        return "copy" in inspect.signature(state_dict).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _spelled(dtype: dtypes.DType, path: str) -> Any:

@@ -240,14 +240,16 @@ class Optimizer(Hooked):
             kept.update(moved)
         return self
 
-    def state_dict(self, device: str | None = None) -> dict[str, Any]:
+    def state_dict(self, device: str | None = None, *, copy: bool = True) -> dict[str, Any]:
         """Return a snapshot of state and options: ``{"state": {id: slots}, "param_groups": […]}``.
 
         Stepping on does not change it. Each group holds its options, ``params`` (ids, counted in
         group order), ``param_names``, and the class of the optimizer.
 
         Args:
-            device: ``"cpu"`` brings the arrays to the host; None copies them where they are.
+            device: ``"cpu"`` brings the arrays to the host; None leaves them where they are.
+            copy: False gives out the optimizer's own arrays where they need not move: for those
+                who are done with them before the next step, like a checkpoint.
 
         Raises:
             TypeError: a slot holds something that is no plain data, or an option holds a live
@@ -257,7 +259,7 @@ class Optimizer(Hooked):
         device = None if device is None else _device.resolve(device)
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        snapshot = _state_dict.snapshot(self, device)
+        snapshot = _state_dict.snapshot(self, device, copy)
         for hook in self._state_dict_post_hooks:
             snapshot = replaced(hook, hook(self, snapshot), snapshot)
         return snapshot

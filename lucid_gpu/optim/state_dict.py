@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from lucid_gpu.optim.optimizer import Optimizer
 
 
-def snapshot(optimizer: Optimizer, device: str | None) -> dict[str, Any]:
-    """Return a copy of state and options that shares nothing with the optimizer."""
+def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, Any]:
+    """Return state and options; a copy shares nothing with the optimizer."""
 
     def copy_array(array: Any) -> Any:
-        return _device.copy(array, device or _device.of(array))
+        bring = _device.copy if copy else _device.to
+        return bring(array, device or _device.of(array))
 
     state: dict[int, dict[str, Any]] = {}
     saved_groups: list[dict[str, Any]] = []

@@ -16,6 +16,13 @@ class Stateful:
         self.state = dict(state)
 
 
+class Generous(Stateful):
+    """An object that gives its own arrays if it is asked to."""
+
+    def state_dict(self, *, copy=True):
+        return {k: v.copy() if copy else v for k, v in self.state.items()}
+
+
 class Refusing(Stateful):
     """An object that refuses a state other than its own."""
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 import lucid_gpu
 from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import CheckpointError, load, save, shards
+from lucid_gpu.checkpoint.tree import Encoder
 from tests.checkpoint import trees
-from tests.checkpoint.stateful import Stateful
+from tests.checkpoint.stateful import Generous, Stateful
 
 ANY_FIXTURE = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -142,6 +143,13 @@ def test_a_parameter_keeps_name_flag_and_data_but_no_gradient(path):
 def test_an_object_comes_back_as_its_state_dict(path):
     save(path, {"scheduler": Stateful({"last_epoch": 3, "lrs": (0.1, 0.2)})})
     assert load(path) == {"scheduler": {"last_epoch": 3, "lrs": (0.1, 0.2)}}
+
+
+def test_an_object_that_offers_its_own_arrays_is_not_asked_for_copies():
+    state = {"exp_avg": np.ones(3)}
+    encoder = Encoder()
+    encoder.encode(Generous(state))
+    assert encoder.arrays["t0"] is state["exp_avg"]
 
 
 def test_arrays_are_split_into_shards(path, monkeypatch):

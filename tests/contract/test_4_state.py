@@ -175,6 +175,13 @@ def test_a_state_dict_can_be_brought_to_the_host(device):
     assert {_device.of(slot) for slot in arrays if not isinstance(slot, int)} == {"cpu"}
 
 
+def test_a_state_dict_without_copies_holds_the_arrays_of_the_optimizer(device):
+    """Row 21."""
+    optimizer = adam(device)
+    shared = optimizer.state_dict(copy=False)["state"][0]["exp_avg"]
+    assert shared is optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"]
+
+
 @pytest.mark.parametrize(("rule", "options", "names"), SLOTS)
 def test_loading_resumes_as_if_nothing_had_happened(device, rule, options, names):
     """Row 22."""
