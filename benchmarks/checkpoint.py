@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 
 NAME = "checkpoint"
 QUESTION = "How long do checkpoints take, and what does training notice of them?"
@@ -64,7 +65,7 @@ LIMITS = {
 def _arrays(nbytes: int, device: str, count: int = 64) -> Arrays:
     draw = np.random.default_rng(0)
     hosts = [draw.standard_normal(nbytes // count // 4, np.float32) for _ in range(count)]
-    return [_device.to(host, device) for host in hosts]
+    return [transfer.to(host, device) for host in hosts]
 
 
 def _size(arrays: Arrays) -> int:
@@ -72,7 +73,7 @@ def _size(arrays: Arrays) -> int:
 
 
 def _host(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    return {f"a{i}": _device.to(array, "cpu") for i, array in enumerate(arrays)}
+    return {f"a{i}": transfer.to(array, "cpu") for i, array in enumerate(arrays)}
 
 
 def _sync(path: Path) -> None:
@@ -82,7 +83,7 @@ def _sync(path: Path) -> None:
 
 def _fill(targets: Arrays, loaded: Any) -> None:
     for i, target in enumerate(targets):
-        _device.copy_into(target, loaded[f"a{i}"])
+        transfer.copy_into(target, loaded[f"a{i}"])
 
 
 def _plain() -> tuple[Save, Load]:
@@ -101,7 +102,7 @@ def _plain() -> tuple[Save, Load]:
                 host = target if on_host else np.empty(target.shape, target.dtype)
                 file.readinto(memoryview(host).cast("B"))
                 if not on_host:
-                    _device.copy_into(target, host)
+                    transfer.copy_into(target, host)
 
     return save, load
 
@@ -239,7 +240,7 @@ def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
 
 def _peaks(name: str, path: Path, nbytes: int, device: str) -> list[float]:
     """Return how much the process grows, at most, while it saves and while it loads."""
-    arrays = [_device.to(np.full(nbytes // 256, i, np.float32), device) for i in range(64)]
+    arrays = [transfer.to(np.full(nbytes // 256, i, np.float32), device) for i in range(64)]
     peaks = []
     for call in CONTENDERS[name]():
         # Writing 5 makes the present size the peak.
@@ -265,7 +266,7 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
 
     def copy() -> None:
         for buffer, array in zip(buffers.values(), arrays, strict=True):
-            _device.copy_into(buffer, array)
+            transfer.copy_into(buffer, array)
 
     with Checkpointer(directory / "copying", keep=1) as checkpointer:
 

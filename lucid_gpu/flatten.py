@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.parameter import Parameter
 
 
@@ -25,7 +26,7 @@ class FlatParameter(Parameter):
         """Move data and gradient to a device, and the members with them."""
         device = _device.resolve(device)
         if self.device != device:
-            self.rehome(_device.copy(self.data, device), _device.copy(self.grad, device))
+            self.rehome(transfer.copy(self.data, device), transfer.copy(self.grad, device))
         return self
 
     def rehome(self, data: Any, grad: Any, stays: bool = True) -> None:  # noqa: ARG002 - always

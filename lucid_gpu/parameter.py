@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lucid_gpu import device as _device
-from lucid_gpu import ledger
+from lucid_gpu import ledger, transfer
 
 _latest_data: object = object()
 _latest_grad: object = object()
@@ -161,8 +161,8 @@ class Parameter:
         if not self.is_text and self.device != device:
             if self._stays:
                 raise ValueError(f"{self._label()} is part of a flat parameter: move that instead")
-            data = _device.copy(self._data, device)
-            self.rehome(data, None if self._grad is None else _device.copy(self._grad, device))
+            data = transfer.copy(self._data, device)
+            self.rehome(data, None if self._grad is None else transfer.copy(self._grad, device))
         return self
 
     def rehome(self, data: Any, grad: Any, stays: bool = False) -> None:
@@ -175,7 +175,7 @@ class Parameter:
         """Return ``data`` on the host: the array itself if it lives there, else a copy."""
         if self.is_text:
             raise TypeError(f"{self._label()} holds text, which has no array form: read .data")
-        return _device.to(self._data, "cpu")  # type: ignore[no-any-return]
+        return transfer.to(self._data, "cpu")  # type: ignore[no-any-return]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if copy is False and self.device != "cpu":

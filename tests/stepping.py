@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu import Parameter
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter, transfer
 
 GUARD = 12345.0
 """What lies around the elements of a view, and must stay."""
@@ -56,13 +55,13 @@ def place(values: np.ndarray, device: str, layout: Any = "C") -> Placed:
     guarded = np.ones(base.shape, bool)
     guarded[cut] = False
     base[cut] = values.reshape(base[cut].shape)
-    home = _device.copy(base, device)
+    home = transfer.copy(base, device)
     return Placed(home[cut].reshape(values.shape) if cut else home, home, guarded)
 
 
 def host(array: Any) -> np.ndarray:
     """Return an array as NumPy's."""
-    return _device.to(array, "cpu")
+    return transfer.to(array, "cpu")
 
 
 def bits(array: Any) -> np.ndarray:

@@ -17,12 +17,13 @@ PACKAGE = Path(__file__).parent.parent / "lucid_gpu"
 
 LAYERS = {
     "device": set(),
+    "transfer": {"device"},
     "ledger": {"device"},
-    "parameter": {"device", "ledger"},
-    "flatten": {"device", "parameter"},
-    "execution": {"device"},
-    "optim": {"device", "ledger", "parameter", "execution"},
-    "checkpoint": {"device", "parameter"},
+    "parameter": {"device", "transfer", "ledger"},
+    "flatten": {"device", "transfer", "parameter"},
+    "execution": {"device", "transfer"},
+    "optim": {"device", "transfer", "ledger", "parameter", "execution"},
+    "checkpoint": {"device", "transfer", "parameter"},
 }
 """For each part of the package, the other parts that it may import."""
 

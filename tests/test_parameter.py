@@ -9,12 +9,12 @@ import pickle
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, ledger
+from lucid_gpu import Parameter, ledger, transfer
 from lucid_gpu import device as _device
 
 
 def on(device, values):
-    return _device.copy(np.asarray(values, np.float32), device)
+    return transfer.copy(np.asarray(values, np.float32), device)
 
 
 def test_an_array_is_taken_without_a_copy(device):
@@ -68,7 +68,7 @@ def test_an_update_in_place_needs_no_ceremony(device):
 
 MISFITS = [
     (lambda device: on(device, [1.0]), r"shape \(1,\), but the parameter has shape \(2,\)"),
-    (lambda device: _device.copy(np.zeros(2), device), "float64, but the parameter has dtype"),
+    (lambda device: transfer.copy(np.zeros(2), device), "float64, but the parameter has dtype"),
 ]
 
 

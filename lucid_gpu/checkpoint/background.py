@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ class Staging:
             copies[name] = np.ndarray(array.shape, array.dtype, buffers[key])
         self._buffers = buffers
         on_device = [(a, copies[name]) for name, a in arrays.items() if _device.is_cupy(a)]
-        arrived = _device.download_later(on_device)
+        arrived = transfer.download_later(on_device)
         for name, array in arrays.items():
             if not _device.is_cupy(array):
                 np.copyto(copies[name], array)
@@ -48,7 +49,7 @@ class Staging:
 
 def _allocate(array: _device.Array) -> np.ndarray[Any, Any]:
     shape = (max(array.nbytes, 1),)
-    return _device.pinned(shape, np.uint8) if _device.is_cupy(array) else np.empty(shape, np.uint8)
+    return transfer.pinned(shape, np.uint8) if _device.is_cupy(array) else np.empty(shape, np.uint8)
 
 
 class BackgroundWriter:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.checkpoint import dtypes, durable, manifest, shards
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.reader import Reader
@@ -92,7 +93,7 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
     for name, tensor in reader.manifest.tensors.items():
         arrays |= reader.load([name])
         if dtypes.fits_gpu(tensor.dtype):
-            arrays[name] = _device.copy(arrays[name], device)
+            arrays[name] = transfer.copy(arrays[name], device)
     return reader.decode(arrays)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.tree import Decoder, Node, child, is_stateful, split
 from lucid_gpu.parameter import Parameter
@@ -207,7 +208,7 @@ class _Restore:
                 source = self._reader.load([name])[name]
             for target in targets:
                 if target is not source:
-                    _device.copy_into(target, source)
+                    transfer.copy_into(target, source)
 
     def _refuse(self, path: str, why: str) -> NoReturn:
         raise CheckpointError(f"{self._reader.path}: {path}: {why}")

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.checkpoint import dtypes, durable
 from lucid_gpu.checkpoint.manifest import File, Tensor, digest
 
@@ -130,7 +131,7 @@ def _write_array(descriptor: int, array: _device.Array) -> str:
 def _pieces(array: _device.Array) -> Iterator[memoryview]:
     """Yield the bytes of an array in C order: safetensors knows no other."""
     if _device.is_cupy(array):
-        yield from (piece.data for piece in _device.host_chunks(array))
+        yield from (piece.data for piece in transfer.host_chunks(array))
         return
     # ascontiguousarray would turn a 0-d array into a 1-d one.
     memory = as_bytes(np.asarray(array, order="C"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu import device
+from lucid_gpu import device, transfer
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.plan import Plan, Rule, Work
 from lucid_gpu.execution.sources import joined
@@ -186,7 +186,7 @@ class _Table:
         self.host = np.zeros(nbytes, np.uint8)
         self.device = cp.zeros(nbytes, np.uint8)
         _release_stages()
-        self._stages = [device.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
+        self._stages = [transfer.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
         self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
         self._uploads = 0
         retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.optim import groups as _groups
 from lucid_gpu.optim import state_dict as _state_dict
 from lucid_gpu.optim.hooked import Hooked, replaced
@@ -221,7 +222,7 @@ class Optimizer(Hooked):
         target = _device.resolve(device)
 
         def move(array: Any) -> Any:
-            return _device.to(array, target)
+            return transfer.to(array, target)
 
         params = [
             (param, copy_tree(param.data, move, "data"), copy_tree(param.grad, move, "grad"))

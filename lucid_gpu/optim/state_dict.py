@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from lucid_gpu.optim import groups as _groups
 from lucid_gpu.optim import live, pytorch
 from lucid_gpu.optim.matching import Match, match_groups
@@ -24,7 +25,7 @@ def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, 
     """Return state and options; a copy shares nothing with the optimizer."""
 
     def copy_array(array: Any) -> Any:
-        bring = _device.copy if copy else _device.to
+        bring = transfer.copy if copy else transfer.to
         return bring(array, device or _device.of(array))
 
     state: dict[int, dict[str, Any]] = {}
@@ -205,14 +206,14 @@ def _prepare_options(
 
 
 def _keep_home(array: Any) -> Any:
-    return _device.copy(array, _device.of(array))
+    return transfer.copy(array, _device.of(array))
 
 
 def _copy_slots(param: Any, name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
     home = _device.of(_device.as_array(param.data))
 
     def bring_home(array: Any) -> Any:
-        return _device.copy(array, home)
+        return transfer.copy(array, home)
 
     return {
         slot: copy_tree(value, bring_home, f"state of {name!r}[{slot!r}]")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.checkpoint import Checkpointer, dtypes, load, save
 from lucid_gpu.checkpoint.background import Staging
@@ -23,11 +23,11 @@ def numbers(shape=(40, 50), seed=0):
 
 
 def on(device, array):
-    return _device.copy(array, device)
+    return transfer.copy(array, device)
 
 
 def host(array):
-    return _device.to(array, "cpu")
+    return transfer.to(array, "cpu")
 
 
 @pytest.mark.parametrize("dtype", ON_GPUS, ids=str)
@@ -54,7 +54,7 @@ def test_every_layout_is_saved_in_its_logical_order(path, device):
 
 
 def test_arrays_larger_than_the_staging_buffers_are_saved(path, device, monkeypatch):
-    monkeypatch.setattr(_device, "STAGING_BYTES", 1000)
+    monkeypatch.setattr(transfer, "STAGING_BYTES", 1000)
     save(path, on(device, numbers()))
     assert trees.same(load(path), numbers())
 

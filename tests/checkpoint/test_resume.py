@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter, optim, transfer
 from lucid_gpu.checkpoint import Checkpointer, CheckpointError
 from tests.checkpoint import trees
 
@@ -46,7 +45,7 @@ class Run:
             for name, p in self.params.items():
                 grad = draw.standard_normal(p.shape, np.float32) + np.float32(0.5)
                 skipped = name == "frozen" or (name == "b" and self.step == 0)
-                p.grad = None if skipped else _device.copy(np.asarray(grad), p.device)
+                p.grad = None if skipped else transfer.copy(np.asarray(grad), p.device)
             self.optimizer.param_groups[0]["lr"] *= 0.9
             self.optimizer.step()
             self.step += 1

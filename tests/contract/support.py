@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.optim import Optimizer
 
@@ -37,7 +37,7 @@ class MyOptimizer(Optimizer):
 
 def array(values: Any, device: str, dtype: Any = np.float32) -> Any:
     """Return an array on a device."""
-    return _device.to(np.array(values, dtype), device)
+    return transfer.to(np.array(values, dtype), device)
 
 
 def trained(values: Any, grad: Any, device: str, name: str | None = None, dtype=np.float32):
@@ -49,7 +49,7 @@ def trained(values: Any, grad: Any, device: str, name: str | None = None, dtype=
 
 def host(value: Any) -> np.ndarray:
     """Return an array, or the data of a parameter, on the host."""
-    return _device.to(getattr(value, "data", value) if _is_parameter(value) else value, "cpu")
+    return transfer.to(getattr(value, "data", value) if _is_parameter(value) else value, "cpu")
 
 
 def values(param: Any) -> list[Any]:

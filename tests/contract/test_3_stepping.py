@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, optim, transfer
 from lucid_gpu import device as _device
 from tests.contract.support import (
     Foreign,
@@ -210,8 +210,8 @@ def test_every_layout_updates_as_its_contiguous_copy(device, rule, layout, grad_
     rng = np.random.default_rng(0)
     data, gradient = (rng.standard_normal((8, 12)).astype(np.float32) for _ in range(2))
     xp = _device.module(device)
-    view = LAYOUTS[layout](_device.to(data, device))
-    grad_view = LAYOUTS[layout](_device.to(gradient, device))
+    view = LAYOUTS[layout](transfer.to(data, device))
+    grad_view = LAYOUTS[layout](transfer.to(gradient, device))
     if grad_layout == "C":
         grad_view = xp.ascontiguousarray(grad_view).reshape(view.shape)
     param = Parameter(view)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import lucid_gpu
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, optim, transfer
 from lucid_gpu import device as _device
 from tests.contract.support import Foreign, array, everything, picture, trained, unchanged
 from tests.contract.textual import Client
 
 PACKAGE = Path(lucid_gpu.__file__).parent
-READING = {PACKAGE / "device.py"} | {
+READING = {PACKAGE / "device.py", PACKAGE / "transfer.py"} | {
     PACKAGE / "optim" / f"{name}.py"
     for name in ("state_dict", "matching", "groups", "live", "tree", "bounds", "pytorch", "adam")
 }
@@ -230,7 +230,7 @@ def test_a_group_that_is_refused_adds_nothing(device):
 def test_a_move_that_fails_half_way_moves_nothing(source, target, monkeypatch):
     """Row 22."""
     optimizer = make(source, None, None, steps=1)
-    copy, moved = _device.copy, []
+    copy, moved = transfer.copy, []
 
     def fail_at_third(*arguments):
         if len(moved) == 2:
@@ -238,7 +238,7 @@ def test_a_move_that_fails_half_way_moves_nothing(source, target, monkeypatch):
         moved.append(arguments)
         return copy(*arguments)
 
-    monkeypatch.setattr(_device, "copy", fail_at_third)
+    monkeypatch.setattr(transfer, "copy", fail_at_third)
     with pytest.raises(MemoryError):
         optimizer.to(target)
     monkeypatch.undo()

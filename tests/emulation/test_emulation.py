@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import device as _device
+from lucid_gpu import transfer
 from tests import emulation
 from tests.emulation.machine import CUDARuntimeError
 
@@ -124,19 +125,19 @@ def test_only_pinned_memory_is_copied_asynchronously(cp):
 
 
 def test_a_copy_past_the_end_is_an_error(cp):
-    host = _device.pinned((16,), np.uint8)
+    host = transfer.pinned((16,), np.uint8)
     with pytest.raises(ValueError, match="past the end"):
         (cp.zeros(16, np.uint8).data + 8).copy_from_host_async(host.ctypes.data, 16)
 
 
 def test_pinned_memory_is_handed_out_again_as_soon_as_it_is_let_go(cp):
-    first = _device.pinned((12345,), np.uint8)
+    first = transfer.pinned((12345,), np.uint8)
     place = first.ctypes.data
     view = first[5:]
     del first
-    assert _device.pinned((12345,), np.uint8).ctypes.data != place
+    assert transfer.pinned((12345,), np.uint8).ctypes.data != place
     del view
-    assert place in {_device.pinned((12345,), np.uint8).ctypes.data for _ in range(2)}
+    assert place in {transfer.pinned((12345,), np.uint8).ctypes.data for _ in range(2)}
 
 
 def test_a_capture_allows_neither_allocation_nor_synchronization(cp):

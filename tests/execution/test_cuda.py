@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter, transfer
 from lucid_gpu.execution import cuda
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
@@ -31,7 +30,7 @@ def set_gradients(params, seed):
     rng = np.random.default_rng(seed)
     for param in params:
         grad = rng.normal(size=param.shape).astype(param.dtype)
-        param.grad = _device.copy(grad, param.device)
+        param.grad = transfer.copy(grad, param.device)
 
 
 @every_optimizer
@@ -63,7 +62,7 @@ def test_groups_of_different_variants_share_the_launch(emulated):
 
 def test_each_tensor_that_is_not_contiguous_has_a_launch_of_its_own(emulated):
     params = make("cuda:0", (3, 4))
-    for view in (_device.copy(np.ones((4, 6), np.float32), "cuda:0")[:, ::2] for _ in range(2)):
+    for view in (transfer.copy(np.ones((4, 6), np.float32), "cuda:0")[:, ::2] for _ in range(2)):
         params.append(Parameter(view))
         params[-1].grad = view
     emulated.record = Record()
@@ -139,7 +138,7 @@ def test_a_gradient_of_another_layout_steps_too(accelerator):
         param = Parameter(values.copy(), device=device)
         optimizer = SGD([param], lr=0.5, momentum=0.9)
         for order in "CFC":
-            param.grad = _device.copy(np.array(values, order=order), device)
+            param.grad = transfer.copy(np.array(values, order=order), device)
             optimizer.step()
         results.append(param.numpy())
     np.testing.assert_array_equal(*results)

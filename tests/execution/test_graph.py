@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.optim import SGD, Adam
 from tests.execution.test_cuda import make, set_gradients
@@ -138,7 +138,7 @@ def test_parameters_on_the_cpu_cannot_be_captured(accelerator):
 
 
 def test_arrays_that_are_not_contiguous_cannot_be_captured(accelerator):
-    view = _device.copy(np.ones((4, 6), np.float32), accelerator)[:, ::2]
+    view = transfer.copy(np.ones((4, 6), np.float32), accelerator)[:, ::2]
     param = Parameter(view)
     param.grad = view
     optimizer = SGD([param], lr=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.execution import cuda
 from lucid_gpu.optim import SGD, Adam
@@ -45,7 +45,7 @@ def make(cp, sizes=(5, 4099), dtype=np.float32):
     for number, size in enumerate(sizes):
         values = np.linspace(-1, 1, size).astype(dtype)
         params.append(Parameter(values, device="cuda:0"))
-        params[-1].grad = _device.copy(values * (number + 1), "cuda:0")
+        params[-1].grad = transfer.copy(values * (number + 1), "cuda:0")
     return params
 
 
@@ -112,7 +112,7 @@ def test_a_host_that_runs_ahead_overwrites_nothing(cp, busy):
     params = make(cp)
     twins = [Parameter(param.numpy().copy()) for param in params]
     for twin, param in zip(twins, params, strict=True):
-        twin.grad = _device.to(param.grad, "cpu")
+        twin.grad = transfer.to(param.grad, "cpu")
     optimizers = Adam(params), Adam(twins)
     busy()
     for number in range(3 * cuda.STAGES):
@@ -126,7 +126,7 @@ def test_a_host_that_runs_ahead_overwrites_nothing(cp, busy):
 def test_plans_that_are_replaced_while_the_device_is_behind_are_read_in_time(cp, busy):
     params = make(cp, (64, 64))
     twins = [Parameter(param.numpy().copy()) for param in params]
-    grads = [[param.grad for param in params], [_device.to(p.grad, "cpu") for p in params]]
+    grads = [[param.grad for param in params], [transfer.to(p.grad, "cpu") for p in params]]
     optimizers = SGD(params, lr=1.0), SGD(twins, lr=1.0)
     busy()
     for number in range(12):
@@ -148,10 +148,10 @@ def test_float_kernels_of_the_default_options_spill_nothing(cp, rule):
 
 
 def test_arrays_larger_than_the_staging_buffers_go_there_and_back(cp):
-    array = np.arange(5 * _device.STAGING_BYTES // 8 + 3, dtype=np.float32)
-    there = _device.copy(array, "cuda:0")
+    array = np.arange(5 * transfer.STAGING_BYTES // 8 + 3, dtype=np.float32)
+    there = transfer.copy(array, "cuda:0")
     np.testing.assert_array_equal(cp.asnumpy(there), array)
-    np.testing.assert_array_equal(_device.copy(there, "cpu"), array)
+    np.testing.assert_array_equal(transfer.copy(there, "cpu"), array)
 
 
 def test_tensors_of_more_than_2_to_the_31_elements(cp):
@@ -172,12 +172,12 @@ def test_two_gpus_step_together(cp):
     values = np.linspace(-1, 1, 4099).astype(np.float32)
     params = [Parameter(values, device=name) for name in ("cuda:0", "cuda:1")]
     for param in params:
-        param.grad = _device.copy(values, param.device)
+        param.grad = transfer.copy(values, param.device)
     optimizer = Adam(params)
     optimizer.step()
     np.testing.assert_array_equal(params[0].numpy(), params[1].numpy())
     optimizer.zero_grad(set_to_none=False)
-    moved = _device.copy(params[0].data[::-2], "cuda:1")
-    np.testing.assert_array_equal(_device.to(moved, "cpu"), params[0].numpy()[::-2])
+    moved = transfer.copy(params[0].data[::-2], "cuda:1")
+    np.testing.assert_array_equal(transfer.to(moved, "cpu"), params[0].numpy()[::-2])
     optimizer.to("cuda:1")
     assert {param.device for param in params} == {"cuda:1"}

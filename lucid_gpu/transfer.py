@@ -1,0 +1,196 @@
+"""Copies of arrays within and between devices.
+
+What goes between host and device passes through pinned memory in pieces, so that the host fills
+or empties one while the device copies the other, and no more than two are ever pinned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu import device as _device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lucid_gpu.device import Array
+
+STAGING_BYTES = 32 << 20
+"""Size of each of the two pinned buffers through which device memory reaches the host."""
+
+
+def layout(array: Array) -> str:
+    """Return ``"F"`` for an array that is contiguous in Fortran order only, else ``"C"``."""
+    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+
+
+def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """Return an uninitialized NumPy array in page-locked host memory."""
+    return _device.cupyx().empty_pinned(shape, dtype)  # type: ignore[no-any-return]
+
+
+def copy(array: Array, device: str) -> Array:
+    """Return a copy of ``array`` on ``device``, in Fortran order if it is Fortran-ordered, else C.
+
+    A copy between host and device passes through pinned memory on the current stream of the
+    device and is complete on return; a copy within a device is ordered by that stream.
+    """
+    source, order = _device.of(array), layout(array)
+    if source == "cpu" == device:
+        return np.array(array, order=order, copy=True)  # type: ignore[call-overload]
+    if source != "cpu" != device:
+        return _copy_between_devices(array, device, order)
+    if device == "cpu":
+        host = np.empty(array.shape, array.dtype, order=order)  # type: ignore[call-overload]
+        _download(*((array.T, host.T) if order == "F" else (array, host)))
+        return host
+    with _device.on(device):
+        target = _device.cupy().empty(array.shape, array.dtype, order=order)
+        _upload(np.asarray(array, order=order), target)  # type: ignore[call-overload]
+    return target
+
+
+def to(array: Array, device: str) -> Array:
+    """Return ``array`` itself if it is on ``device``, else a copy there."""
+    return array if _device.of(array) == device else copy(array, device)
+
+
+def _copy_between_devices(array: Array, device: str, order: str) -> Array:
+    """Copy from GPU to GPU, or within one; the current stream of each waits for the other's."""
+    source = _device.of(array)
+    if source == device:
+        with _device.on(device):
+            return _device.cupy().array(array, order=order, copy=True)
+    with _device.on(source):
+        array = _device.cupy().array(array, order=order, copy=None)
+        ready = _device.cupy().cuda.get_current_stream().record()
+    with _device.on(device):
+        stream = _device.cupy().cuda.get_current_stream()
+        stream.wait_event(ready)
+        copied = _device.cupy().array(array, order=order, copy=True)
+        arrived = stream.record()
+    with _device.on(source):
+        _device.cupy().cuda.get_current_stream().wait_event(arrived)
+    return copied
+
+
+def _download(array: Array, host: np.ndarray[Any, Any]) -> None:
+    """Copy device memory, contiguous in C order, to host memory that is so too."""
+    memory = host.reshape(-1).view(np.uint8)
+    start = 0
+    for chunk in host_chunks(array):
+        memory[start : start + len(chunk)] = chunk
+        start += len(chunk)
+
+
+def _upload(host: np.ndarray[Any, Any], array: Array) -> None:
+    """Copy contiguous host memory to the device: the host fills one buffer ahead."""
+    memory = host.reshape(-1, order="A").view(np.uint8)
+    with _staging(array.nbytes) as (stream, buffers, bounds):
+        sent: list[Any] = []
+        for turn, (start, stop) in enumerate(bounds):
+            buffer = buffers[turn % 2]
+            if turn > 1:
+                sent[turn - 2].synchronize()
+            buffer[: stop - start] = memory[start:stop]
+            (array.data + start).copy_from_host_async(buffer.ctypes.data, stop - start, stream)
+            sent.append(stream.record())
+
+
+@contextlib.contextmanager
+def _staging(nbytes: int) -> Iterator[tuple[Any, list[Any], list[tuple[int, int]]]]:
+    """Yield the current stream, two pinned buffers, and the byte ranges that take turns in them.
+
+    The buffers return to CuPy's pinned pool, which hands them out again at once: even after an
+    interrupt, they are not let go before the stream is done with them.
+    """
+    stream = _device.cupy().cuda.get_current_stream()
+    size = min(nbytes, STAGING_BYTES)
+    bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
+    buffers = [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))]
+    try:
+        yield stream, buffers, bounds
+    finally:
+        stream.synchronize()
+
+
+def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the bytes of a device array in C order, as pieces of pinned memory.
+
+    Each piece is valid until the next one is asked for; the device fills one piece ahead.
+    """
+    device = _device.of(array)
+    arrived: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        with _device.on(device):
+            source = _device.cupy().array(array, order="C", copy=None)
+            stream, buffers, bounds = stack.enter_context(_staging(source.nbytes))
+
+        def fetch(turn: int) -> None:
+            start, stop = bounds[turn]
+            with _device.on(device):
+                host = buffers[turn % 2].ctypes.data
+                (source.data + start).copy_to_host_async(host, stop - start, stream)
+                arrived.append(stream.record())
+
+        for turn, (start, stop) in enumerate(bounds):
+            for ahead in range(len(arrived), min(turn + 2, len(bounds))):
+                fetch(ahead)
+            arrived[turn].synchronize()
+            yield buffers[turn % 2][: stop - start]
+
+
+def copy_into(target: Array, source: Array) -> None:
+    """Overwrite ``target`` with ``source``, of the same shape and dtype, wherever each lives."""
+    device = _device.of(target)
+    if device == "cpu":
+        np.copyto(target, to(source, "cpu"))
+        return
+    with _device.on(device):
+        if _device.of(source) == "cpu" and target.flags.c_contiguous:
+            _upload(np.asarray(source, order="C"), target)
+        else:
+            target[...] = to(source, device)
+
+
+def download_later(pairs: list[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[[], None]:
+    """Copy device arrays into pinned host arrays of the same shape and dtype, without waiting.
+
+    The copies run beside the current stream of each device, after what is on it now and before
+    what is put on it later, so the caller may go on changing the arrays.
+
+    Returns:
+        A function that waits until every copy has arrived.
+    """
+    side_streams: dict[str, Any] = {}
+    sources = []
+    for array, host in pairs:
+        device = _device.of(array)
+        with _device.on(device):
+            source = _device.cupy().array(array, order="C", copy=None)
+            if device not in side_streams:
+                side_streams[device] = _device.cupy().cuda.Stream(non_blocking=True)
+            sources.append((device, source, host))
+    for device, stream in side_streams.items():
+        with _device.on(device):
+            stream.wait_event(_device.cupy().cuda.get_current_stream().record())
+    for device, source, host in sources:
+        if source.nbytes:
+            with _device.on(device):
+                source.data.copy_to_host_async(
+                    host.ctypes.data, source.nbytes, side_streams[device]
+                )
+    for device, stream in side_streams.items():
+        with _device.on(device):
+            _device.cupy().cuda.get_current_stream().wait_event(stream.record())
+
+    def wait() -> None:
+        for device, stream in side_streams.items():
+            with _device.on(device):
+                stream.synchronize()
+        sources.clear()
+
+    return wait
