@@ -1,8 +1,9 @@
 """Fused GPU optimizers for people who train with CuPy arrays; the same program runs on NumPy."""
 
 from lucid_gpu import device, optim
+from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
 
-__all__ = ["Parameter", "__version__", "device", "optim"]
+__all__ = ["FlatParameter", "Parameter", "__version__", "device", "flatten", "optim"]
 
 __version__ = "0.1.0"

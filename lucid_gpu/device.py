@@ -157,6 +157,16 @@ def address(array: Array) -> int:
     return int(array.data.ptr) if is_cupy(array) else int(array.ctypes.data)
 
 
+def are_alike(array: Any, other: Array) -> bool:
+    """Say whether two arrays have the same type, shape, dtype and device."""
+    return (
+        type(array) is type(other)
+        and array.shape == other.shape
+        and array.dtype == other.dtype
+        and (type(array) is np.ndarray or of(array) == of(other))
+    )
+
+
 def as_array(value: Any) -> Array | None:
     """Return ``value`` as a NumPy or CuPy array that shares its memory, or None if it is no array.
 
@@ -170,6 +180,15 @@ def as_array(value: Any) -> Array | None:
         on_host = value.__dlpack_device__()[0] == 1
         return (np if on_host else cupy()).from_dlpack(value)
     return None
+
+
+STRIDED, C_ORDER, F_ORDER = 1, 2, 4
+
+
+def contiguity(array: Array) -> int:
+    """Return STRIDED, plus C_ORDER and F_ORDER for the orders in which it is contiguous."""
+    flags = array.flags
+    return STRIDED + C_ORDER * bool(flags.c_contiguous) + F_ORDER * bool(flags.f_contiguous)
 
 
 def layout(array: Array) -> str:

@@ -7,21 +7,18 @@ from typing import Any
 import numpy as np
 
 from lucid_gpu import device as _device
+from lucid_gpu import ledger
 
-_latest_change: object = object()
+_latest_data: object = object()
+_latest_grad: object = object()
 
 
-def latest_change() -> object:
-    """Return a token that is another object after any Parameter was given another array.
+def latest_changes() -> tuple[object, object]:
+    """Return two tokens: other objects after any Parameter was given other data, another gradient.
 
-    An optimizer that sees the token it saw at its last step need not look at a single parameter.
+    An optimizer that sees the tokens of its last step need not look at a single parameter.
     """
-    return _latest_change
-
-
-def _note_change() -> None:
-    global _latest_change  # noqa: PLW0603 - one token for the process: comparing it costs nothing
-    _latest_change = object()
+    return _latest_data, _latest_grad
 
 
 class Parameter:
@@ -58,10 +55,12 @@ class Parameter:
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, not {name!r}")
+        self._entry = ledger.enter()
         self.name = name
         self._data = _as_data(data)
         self._grad: Any = None
         self._requires_grad = bool(requires_grad)
+        self._stays = False
         if device is not None:
             self.to(device)
 
@@ -74,8 +73,11 @@ class Parameter:
     def data(self, value: Any) -> None:
         if value is self._data:
             return
-        self._data = self._fitting("data", value)
-        _note_change()
+        value = self._fitting("data", value)
+        if self._stays:
+            self._data[...] = value
+        else:
+            self._set_data(value)
 
     @property
     def grad(self) -> Any:
@@ -92,10 +94,12 @@ class Parameter:
                     f"{self._label()} has requires_grad=False and takes no gradient: "
                     "set requires_grad=True to train it"
                 )
-            if not self.is_text:
+            if not (self.is_text or _device.are_alike(value, self._data)):
                 value = self._fitting("grad", value)
-        self._grad = value
-        _note_change()
+        if self._stays:
+            self._grad[...] = 0 if value is None else value
+        else:
+            self._set_grad(value)
 
     @property
     def requires_grad(self) -> bool:
@@ -133,6 +137,19 @@ class Parameter:
         """Where ``data`` lives: ``"cpu"`` or ``"cuda:N"``."""
         return _device.of(self._data)
 
+    @property
+    def stays(self) -> bool:
+        """Whether the arrays keep their place: what is assigned is copied in, None as zeros.
+
+        So it is after :func:`lucid_gpu.flatten`, which makes them views of a shared buffer.
+        """
+        return self._stays
+
+    @property
+    def entry(self) -> int:
+        """Where the ledger notes this parameter's gradient."""
+        return self._entry
+
     def to(self, device: str) -> Parameter:
         """Move data and gradient to a device, through pinned memory, and return the parameter.
 
@@ -140,15 +157,17 @@ class Parameter:
         """
         device = _device.resolve(device)
         if not self.is_text and self.device != device:
+            if self._stays:
+                raise ValueError(f"{self._label()} is part of a flat parameter: move that instead")
             data = _device.copy(self._data, device)
             self.rehome(data, None if self._grad is None else _device.copy(self._grad, device))
         return self
 
-    def rehome(self, data: Any, grad: Any) -> None:
+    def rehome(self, data: Any, grad: Any, stays: bool = False) -> None:
         """Replace data and gradient together, for whoever moves them to another place."""
-        self._data = data
-        self._grad = grad
-        _note_change()
+        self._set_data(data)
+        self._set_grad(grad)
+        self._stays = stays
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return ``data`` on the host: the array itself if it lives there, else a copy."""
@@ -177,6 +196,28 @@ class Parameter:
         if self.is_text:
             return f"Parameter({self._data!r}{name})"
         return f"Parameter(shape={self.shape}, dtype={self.dtype}, device={self.device!r}{name})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_entry"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _entry=ledger.enter())
+        self.rehome(self._data, self._grad, self._stays)
+
+    def __del__(self) -> None:
+        if "_entry" in self.__dict__:
+            ledger.leave(self._entry)
+
+    def _set_data(self, data: Any) -> None:
+        global _latest_data  # noqa: PLW0603 - one token for the process: comparing it costs nothing
+        self._data = data
+        _latest_data = object()
+
+    def _set_grad(self, grad: Any) -> None:
+        global _latest_grad  # noqa: PLW0603
+        self._grad = grad
+        ledger.note(self._entry, grad)
+        _latest_grad = object()
 
     def _label(self) -> str:
         return f"parameter {self.name!r}" if self.name is not None else "this parameter"

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import getitem, setitem
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.execution.plan import Work, is_dense
+from lucid_gpu.device import C_ORDER, contiguity
+from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -53,54 +54,85 @@ def thread_count() -> int:
 
 
 class CpuExecutor:
-    """Steps NumPy arrays. The result does not depend on blocks or threads."""
+    """Steps NumPy arrays. The result does not depend on blocks or threads.
+
+    Attributes:
+        needs_gradients: each run forgets its gradients, so that their memory is free as soon as
+            the training loop lets go of them; the next run wants them again.
+    """
+
+    needs_gradients = True
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._elements = sum(param.size for param in work.params)
-        small = [i for i, param in enumerate(work.params) if _fits_a_pack(param, work.slots[i])]
-        self._packs = [_Pack(work, tensors) for tensors in _packed(work, small)]
-        self._large = sorted(set(range(len(work.params))) - set(small))
-        self._is_flat = [_is_dense(work, i, work.grads[i]) for i in self._large]
-        self._blocks = [
+        layouts = [common_layout((p, *s)) for p, s in zip(work.params, work.slots, strict=True)]
+        small = [
+            tensor
+            for tensor, (param, layout) in enumerate(zip(work.params, layouts, strict=True))
+            if param.size <= PACKED_ELEMENTS and layout & C_ORDER
+        ]
+        large = sorted(set(range(len(layouts))) - set(small))
+        self._large = [(tensor, layouts[tensor]) for tensor in large]
+        self._is_flat = self._matches(work.grads)
+        self._jobs: list[Job] = [
             _Block(work, tensor, region, flat)
-            for tensor, flat in zip(self._large, self._is_flat, strict=True)
+            for tensor, flat in zip(large, self._is_flat, strict=True)
             for region in _regions(work.params[tensor].shape, flat)
         ]
-        self.replace_gradients(work.grads)
+        self._jobs += [_Pack(work, tensors) for tensors in _packed(work, small)]
+        # Each further thread must find enough to do.
+        self._most_workers = min(
+            len(self._jobs), -(-sum(param.size for param in work.params) // THREAD_ELEMENTS)
+        )
+        self._grads, work.grads = work.grads, []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
-        if [_is_dense(self._work, i, grads[i]) for i in self._large] != self._is_flat:
+        if self._matches(grads) != self._is_flat:
             return False
-        for job in (*self._blocks, *self._packs):
-            job.take_gradients(grads)
+        self._grads = list(grads)
         return True
 
     def run(self, scalars: Sequence[Any]) -> None:
         """Update every tensor, with one tuple of scalars for each row."""
         dtype = self._work.dtype
-        # Arrays without dimensions: ufuncs take them faster than NumPy scalars.
+        # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
         rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
-        jobs: list[Job] = [*self._blocks, *self._packs]
-        workers = min(thread_count(), len(jobs), -(-self._elements // THREAD_ELEMENTS))
-        if workers <= 1:
-            _run(iter(jobs), rounded)
+        workers = min(thread_count(), self._most_workers)
+        try:
+            self._run_on_threads(rounded, max(workers, 1))
+        finally:
+            self._grads = []
+
+    def _run_on_threads(self, scalars: list[Any], workers: int) -> None:
+        jobs = iter(self._jobs)
+        if workers == 1:
+            self._run_jobs(jobs, scalars)
             return
         pool = _pool(workers - 1, os.getpid())
-        shared = _Shared(iter(jobs))
-        others = [pool.submit(_run, shared, rounded) for _ in range(workers - 1)]
+        shared = _Shared(jobs)
+        others = [pool.submit(self._run_jobs, shared, scalars) for _ in range(workers - 1)]
         try:
-            _run(shared, rounded)
+            self._run_jobs(shared, scalars)
         finally:
             errors = [other.exception() for other in others]
         for error in errors:
             if error is not None:
                 raise error
 
+    def _run_jobs(self, jobs: Iterator[Job], scalars: list[Any]) -> None:
+        # A GPU raises no floating-point warnings either; NaN and infinity pass through.
+        with np.errstate(all="ignore"):
+            for job in jobs:
+                job.run(self._grads, scalars)
+
+    def _matches(self, grads: Sequence[Any]) -> list[bool]:
+        """Say of each large tensor whether it can be flattened together with its gradient."""
+        return [(layout & contiguity(grads[tensor])) != 0 for tensor, layout in self._large]
+
 
 class _Block:
-    """Updates a part of one tensor in place."""
+    """A part of one tensor, updated where it lies."""
 
     def __init__(self, work: Work, tensor: int, region: Region, flat: bool) -> None:
         self._work, self._tensor, self._region, self._flat = work, tensor, region, flat
@@ -108,25 +140,21 @@ class _Block:
         self._param, *self._slots = map(self._cut, (work.params[tensor], *work.slots[tensor]))
         self._slots += [None] * (len(work.rule.slots) - len(self._slots))
 
-    def take_gradients(self, grads: Sequence[Any]) -> None:
-        self._grad = self._cut(grads[self._tensor])
-
-    def run(self, scalars: Sequence[Any]) -> None:
-        work, row, param = self._work, self._row, self._param
+    def run(self, grads: Sequence[Any], scalars: Sequence[Any]) -> None:
+        rule, row, param = self._work.rule, self._row, self._param
         scratch = [
             memory[: param.size].reshape(param.shape)
-            for memory in _scratch(work.rule.scratch, work.dtype)
+            for memory in _scratch(rule.scratch, self._work.dtype)
         ]
-        work.rule.update(
-            scalars[row], work.variants[row], param, self._grad, *self._slots, *scratch
-        )
+        grad = self._cut(grads[self._tensor])
+        rule.update(scalars[row], self._work.variants[row], param, grad, *self._slots, *scratch)
 
     def _cut(self, array: Any) -> Any:
         return (_flatten(array) if self._flat else array)[self._region]
 
 
 class _Pack:
-    """Updates several small tensors as one, copied together.
+    """Small tensors, copied together, updated as one, and copied back.
 
     Parameters and slots are copied as bytes through memory views, which costs Python a fifth of
     what assigning arrays does.
@@ -135,41 +163,31 @@ class _Pack:
     def __init__(self, work: Work, tensors: Sequence[int]) -> None:
         self._work, self._tensors = work, tensors
         self._row = work.row[tensors[0]]
-        ends = np.cumsum([work.params[i].nbytes for i in tensors]).tolist()
-        self._places = [slice(*bounds) for bounds in zip([0, *ends], ends, strict=False)]
+        ends = np.cumsum([work.params[tensor].nbytes for tensor in tensors]).tolist()
+        self._places = [slice(*bounds) for bounds in pairwise([0, *ends])]
         self._size = ends[-1] // work.dtype.itemsize
-        own = zip(*((work.params[i], *work.slots[i]) for i in tensors), strict=True)
-        self._kept = [[memoryview(_flatten(a).view(np.uint8)) for a in arrays] for arrays in own]
+        own = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
+        self._kept = [[memoryview(array.reshape(-1).view(np.uint8)) for array in a] for a in own]
 
-    def take_gradients(self, grads: Sequence[Any]) -> None:
-        self._grads = [grads[i] for i in self._tensors]
-
-    def run(self, scalars: Sequence[Any]) -> None:
-        work = self._work
-        scratch = _scratch(work.rule.scratch + 1 + len(self._kept), work.dtype)
-        grad, *arrays = (memory[: self._size] for memory in scratch)
-        param, *slots = arrays[: len(self._kept)]
-        spare = [None] * (len(work.rule.slots) - len(slots))
-        packed = [memoryview(array.view(np.uint8)) for array in (param, *slots)]
-        np.concatenate(self._grads, axis=None, out=grad)
-        for tensors, pack in zip(self._kept, packed, strict=True):
-            _exhaust(map(setitem, repeat(pack), self._places, tensors))
-        update = work.rule.update
-        rest = arrays[len(self._kept) :]
-        update(scalars[self._row], work.variants[self._row], param, grad, *slots, *spare, *rest)
-        for tensors, pack in zip(self._kept, packed, strict=True):
+    def run(self, grads: Sequence[Any], scalars: Sequence[Any]) -> None:
+        rule, row = self._work.rule, self._row
+        count = len(self._kept)
+        memory = _scratch(count + 1 + rule.scratch, self._work.dtype)
+        grad, *arrays = (array[: self._size] for array in memory)
+        own, scratch = arrays[:count], arrays[count:]
+        packed = [memoryview(array.view(np.uint8)) for array in own]
+        np.concatenate([grads[tensor] for tensor in self._tensors], axis=None, out=grad)
+        for views, pack in zip(self._kept, packed, strict=True):
+            _exhaust(map(setitem, repeat(pack), self._places, views))
+        spare = [None] * (len(rule.slots) + 1 - count)
+        param, *slots = own
+        rule.update(scalars[row], self._work.variants[row], param, grad, *slots, *spare, *scratch)
+        for views, pack in zip(self._kept, packed, strict=True):
             parts = map(getitem, repeat(pack), self._places)
-            _exhaust(map(setitem, tensors, repeat(slice(None)), parts))
+            _exhaust(map(setitem, views, repeat(slice(None)), parts))
 
 
 _exhaust: Callable[[Iterable[Any]], Any] = deque(maxlen=0).extend
-
-
-def _run(jobs: Iterator[Job], scalars: Sequence[Any]) -> None:
-    # A GPU raises no floating-point warnings either; NaN and infinity pass through.
-    with np.errstate(all="ignore"):
-        for job in jobs:
-            job.run(scalars)
 
 
 class _Shared:
@@ -207,12 +225,6 @@ def _scratch(count: int, dtype: np.dtype[Any]) -> list[Any]:
     return arrays[:count]
 
 
-def _fits_a_pack(param: Any, slots: Sequence[Any]) -> bool:
-    """Say whether a tensor is small, and its bytes lie in the order of its elements."""
-    arrays = (param, *slots)
-    return param.size <= PACKED_ELEMENTS and all(array.flags.c_contiguous for array in arrays)
-
-
 def _packed(work: Work, tensors: Sequence[int]) -> Iterator[list[int]]:
     """Yield the tensors in packs: of one row each, and of at most a block's elements."""
     pack: list[int] = []
@@ -227,10 +239,6 @@ def _packed(work: Work, tensors: Sequence[int]) -> Iterator[list[int]]:
             size += extent
     if pack:
         yield pack
-
-
-def _is_dense(work: Work, tensor: int, grad: Any) -> bool:
-    return is_dense((work.params[tensor], grad, *work.slots[tensor]))
 
 
 def _flatten(array: Any) -> Any:

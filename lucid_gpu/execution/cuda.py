@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lucid_gpu import device
 from lucid_gpu.execution import plan as _plan
@@ -24,33 +25,43 @@ STAGES = 16
 
 
 class CudaExecutor:
-    """Steps CuPy arrays of one device, on the stream that is current when it is called."""
+    """Steps CuPy arrays of one device, on the stream that is current when it is called.
+
+    Attributes:
+        needs_gradients: whether each run wants its gradients anew. Addresses stay on the device;
+            the arrays are let go, so that their memory is free when the training loop is done.
+    """
 
     def __init__(self, work: Work) -> None:
-        self._work = work
         self._home = device.of(work.params[0])
-        self._dense = [
-            i
-            for i, arrays in enumerate(zip(work.params, work.grads, strict=True))
-            if _plan.is_dense((*arrays, *work.slots[i]))
-        ]
-        self._strided = sorted(set(range(len(work.params))) - set(self._dense))
+        arrays = zip(work.params, work.slots, strict=True)
+        layouts = [_plan.common_layout((param, *slots)) for param, slots in arrays]
+        self._layouts = np.array(layouts, np.uint8)
+        self._is_dense = self._match(np.array([*map(device.contiguity, work.grads)], np.uint8))
+        self._dense = np.flatnonzero(self._is_dense)
+        self._strided = np.flatnonzero(~self._is_dense)
         with device.on(self._home):
             self._fused = _FusedLaunch(work.select(self._dense))
             self._single = _StridedLaunches(work.select(self._strided))
+        self.needs_gradients = len(self._strided) > 0
+        work.grads = []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
-        work = self._work
-        dense = [
-            i
-            for i, grad in enumerate(grads)
-            if _plan.is_dense((work.params[i], grad, *work.slots[i]))
-        ]
-        if dense != self._dense:
+        addresses = np.array([grad.data.ptr for grad in grads], np.uint64)
+        layouts = np.array([*map(device.contiguity, grads)], np.uint8)
+        if not self.move_gradients(addresses, layouts):
             return False
-        self._fused.replace_gradients([grads[i] for i in self._dense])
-        self._single.replace_gradients([grads[i] for i in self._strided])
+        self._single.replace_gradients([grads[i] for i in self._strided.tolist()])
+        return True
+
+    def move_gradients(
+        self, addresses: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Take gradients at other addresses; False if their layout asks for a new executor."""
+        if not np.array_equal(self._match(layouts), self._is_dense):
+            return False
+        self._fused.move_gradients(addresses[self._dense])
         return True
 
     def run(self, scalars: Sequence[Any]) -> None:
@@ -66,7 +77,7 @@ class CudaExecutor:
         Raises:
             RuntimeError: a tensor is not contiguous: its scalars would be frozen in the graph.
         """
-        if self._strided:
+        if len(self._strided):
             raise RuntimeError(
                 f"{len(self._strided)} parameters or gradients are not contiguous, which a CUDA "
                 "graph cannot replay with new scalars: make them contiguous before capturing"
@@ -78,6 +89,11 @@ class CudaExecutor:
         """Bring the scalars and gradient addresses of the next replay to the device."""
         with device.on(self._home):
             self._fused.upload(scalars)
+
+    def _match(self, layouts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Say which tensors are contiguous in one order with their gradient and slots."""
+        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts) != 0
+        return is_dense
 
 
 class _FusedLaunch:
@@ -106,11 +122,12 @@ class _FusedLaunch:
             self._table.device,
         )
         self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
-        self.replace_gradients(work.grads)
+        self._gradients_moved = True
+        self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
 
-    def replace_gradients(self, grads: Sequence[Any]) -> None:
-        if self._plan is not None:
-            self._grads[:] = [grad.data.ptr for grad in grads]
+    def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
+        if self._plan is not None and not np.array_equal(addresses, self._grads):
+            self._grads[:] = addresses
             self._gradients_moved = True
 
     def upload(self, scalars: Sequence[Any]) -> None:
@@ -146,6 +163,7 @@ class _StridedLaunches:
         for i, kernel in enumerate(self._kernels):
             row = map(work.dtype.type, scalars[work.row[i]])
             kernel(work.grads[i], *row, work.params[i], *work.slots[i])
+        work.grads = []
 
 
 class _Table:

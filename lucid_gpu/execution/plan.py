@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from lucid_gpu.device import C_ORDER, F_ORDER, contiguity
+
+DENSE = C_ORDER | F_ORDER
 
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
@@ -62,7 +68,7 @@ class Work:
     row: list[int]
     variants: list[Any]
 
-    def select(self, indices: Sequence[int]) -> Work:
+    def select(self, indices: npt.NDArray[np.intp]) -> Work:
         """Return the work on some of the tensors; the rows stay."""
         return Work(
             self.rule,
@@ -163,10 +169,12 @@ def kernel_name(rule: type[Rule], kinds: Sequence[Any], dtype: npt.DTypeLike) ->
     return f"fused_step<{types}, {functors}>"
 
 
-def is_dense(arrays: Sequence[Any]) -> bool:
-    """Say whether the arrays are contiguous in one common order, so that they can be flattened."""
-    flags = [array.flags for array in arrays]
-    return all(flag.c_contiguous for flag in flags) or all(flag.f_contiguous for flag in flags)
+def common_layout(arrays: Sequence[Any]) -> int:
+    """Return the orders in which all arrays are contiguous: C_ORDER, F_ORDER, their sum or 0.
+
+    Arrays that share one can be flattened together without a copy.
+    """
+    return reduce(and_, map(contiguity, arrays)) & DENSE
 
 
 def _position(choices: tuple[Any, ...], value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from lucid_gpu import device as _device
 from lucid_gpu.execution.cuda import CudaExecutor
+from lucid_gpu.optim.explain import explain
 from lucid_gpu.optim.optimizer import Optimizer
 from lucid_gpu.optim.roster import Roster, misfits
 
@@ -113,14 +114,16 @@ class FusedOptimizer(Optimizer):
 
         Example:
             >>> def train(stream, optimizer, forward_backward, replays):
-            ...     optimizer.step()  # allocates state and compiles
-            ...     stream.begin_capture()
-            ...     forward_backward()
-            ...     optimizer.step()
-            ...     graph = stream.end_capture()
-            ...     for _ in range(replays):
-            ...         optimizer.before_replay()
-            ...         graph.launch(stream)
+            ...     with stream:
+            ...         forward_backward()
+            ...         optimizer.step()  # allocates state and compiles
+            ...         stream.begin_capture()
+            ...         forward_backward()
+            ...         optimizer.step()
+            ...         graph = stream.end_capture()
+            ...         for _ in range(replays):
+            ...             optimizer.before_replay()
+            ...             graph.launch(stream)
         """
         if self._captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
@@ -131,6 +134,21 @@ class FusedOptimizer(Optimizer):
             )
         for batch, scalars in self._captured.tick(type(self).scalars):
             batch.executor.upload(scalars)  # type: ignore[union-attr]
+
+    def explain(self) -> None:
+        """Print how the next step will run, without taking it.
+
+        For each device and dtype: the launches, the bytes moved per element, the variants of the
+        rule, and which tensors take the slow path and why.
+
+        Example:
+            >>> from lucid_gpu import Parameter
+            >>> from lucid_gpu.optim import SGD
+            >>> SGD([Parameter([1.0])]).explain()
+            SGD: one step of 0 parameters
+            no gradient, so no step: '0.0'
+        """
+        print(explain(self))  # noqa: T201 - printing is what it is for
 
     def slot_problems(
         self, param: Any, slots: Mapping[str, Any], options: Mapping[str, Any]

@@ -8,13 +8,15 @@ from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lucid_gpu import device as _device
+from lucid_gpu import ledger
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import Work
 from lucid_gpu.optim.state import Clock
-from lucid_gpu.parameter import Parameter, latest_change
+from lucid_gpu.parameter import Parameter, latest_changes
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.fused import FusedOptimizer
@@ -52,7 +54,7 @@ class Batch:
 
     executor: Executor
     rows: list[Row]
-    positions: list[int]
+    positions: npt.NDArray[np.intp]
 
 
 class Roster:
@@ -70,15 +72,17 @@ class Roster:
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._optimizer = optimizer
         groups = optimizer.param_groups
-        self._change = latest_change()
+        self._changes = latest_changes()
         self._options = self._read_options()
         self._variants = [optimizer.variant_of(group) for group in groups]
         self._lists = [(group["params"], len(group["params"])) for group in groups]
         self._params = [param for params, _ in self._lists for param in params]
-        self._are_own = all(type(param) is Parameter for param in self._params)
+        self._are_own = all(map(_is_own, self._params))
+        self._entries = np.array([p.entry for p in self._params] if self._are_own else [], np.intp)
         self._data = [param.data for param in self._params]
-        self._grads = [param.grad for param in self._params]
-        items = self._collect()
+        grads = [param.grad for param in self._params]
+        self._has_grad = [grad is not None for grad in grads]
+        items = self._collect(grads)
         by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
         for item in items:
             by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
@@ -86,6 +90,9 @@ class Roster:
         self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
         for batch, own in zip(self.batches, by_kind.values(), strict=True):
             self._attach_state(batch, own)
+        self._needs_gradients = not self._are_own or any(
+            batch.executor.needs_gradients for batch in self.batches
+        )
         self._version = optimizer.state.version
 
     def still_holds(self) -> bool:
@@ -98,16 +105,16 @@ class Roster:
             if [optimizer.variant_of(group) for group in optimizer.param_groups] != self._variants:
                 return False
             self._options = options
-        change = latest_change()
-        if self._are_own and change is self._change:
-            return True
-        data = [param.data for param in self._params]
-        grads = [param.grad for param in self._params]
-        if not all(map(is_, data, self._data)):
+        data, grad = latest_changes()
+        is_data_settled = self._are_own and data is self._changes[0]
+        if not is_data_settled and not self._has_same_data():
             return False
-        if not all(map(is_, grads, self._grads)) and not self._replace_gradients(grads):
+        if self._needs_gradients:
+            if not self._take_gradients():
+                return False
+        elif grad is not self._changes[1] and not self._take_addresses():
             return False
-        self._change, self._grads = change, grads
+        self._changes = data, grad
         return True
 
     def tick(self, scalars: Callable[[dict[str, Any], int], Any]) -> list[tuple[Batch, list[Any]]]:
@@ -132,7 +139,10 @@ class Roster:
             for group, (params, count) in zip(groups, self._lists, strict=True)
         )
 
-    def _collect(self) -> list[Item]:
+    def _has_same_data(self) -> bool:
+        return all(map(is_, [param.data for param in self._params], self._data))
+
+    def _collect(self, grads: list[Any]) -> list[Item]:
         """Return the parameters that have a gradient, or raise if one of them cannot step."""
         optimizer = self._optimizer
         items: list[Item] = []
@@ -141,10 +151,10 @@ class Roster:
             used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
             for param, name in zip(group["params"], group["param_names"], strict=True):
                 position += 1
-                if self._grads[position] is None:
+                if grads[position] is None:
                     continue
                 data = _trainable(name, self._data[position])
-                grad = _device.as_array(self._grads[position])
+                grad = _device.as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
                 kept = optimizer.state.get(param, {})
                 slots = {slot: kept[slot] for slot in used if slot in kept}
@@ -176,7 +186,7 @@ class Roster:
         )
         executor: Executor = CpuExecutor(work) if device == "cpu" else CudaExecutor(work)
         rows = [Row(optimizer.param_groups[group], Clock(step)) for group, step in distinct]
-        return Batch(executor, rows, [item.position for item in items])
+        return Batch(executor, rows, np.array([item.position for item in items], np.intp))
 
     def _attach_state(self, batch: Batch, items: list[Item]) -> None:
         clocks = {(id(row.group), row.clock.step): row.clock for row in batch.rows}
@@ -186,24 +196,46 @@ class Roster:
             slots["step"] = clocks[id(group), item.step]
             slots.update(item.slots)
 
-    def _replace_gradients(self, grads: list[Any]) -> bool:
-        """Hand gradients that moved to the executors; False if other parameters have them now."""
-        if any((new is None) != (old is None) for new, old in zip(grads, self._grads, strict=True)):
+    def _take_gradients(self) -> bool:
+        """Hand the gradients to the executors; False if other parameters have them than before."""
+        grads = [param.grad for param in self._params]
+        if [grad is not None for grad in grads] != self._has_grad:
             return False
-        moved = [None if grad is None else _device.as_array(grad) for grad in grads]
         if not self._are_own:  # a Parameter has checked its gradient when it was set
-            for position, grad in enumerate(moved):
-                if grads[position] is not None:
+            grads = [None if grad is None else _device.as_array(grad) for grad in grads]
+            for position, has_grad in enumerate(self._has_grad):
+                if has_grad:
                     label = f"the gradient of parameter {self._name(position)!r}"
-                    _require(misfits(label, grad, self._data[position]))
+                    _require(misfits(label, grads[position], self._data[position]))
         return all(
-            batch.executor.replace_gradients([moved[position] for position in batch.positions])
+            batch.executor.replace_gradients(
+                [grads[position] for position in batch.positions.tolist()]
+            )
             for batch in self.batches
+        )
+
+    def _take_addresses(self) -> bool:
+        """Do what :meth:`_take_gradients` does, from the ledger, without touching a gradient."""
+        addresses, layouts = ledger.read(self._entries)
+        if not np.array_equal(layouts != ledger.ABSENT, self._has_grad):
+            return False
+        return all(
+            batch.executor.move_gradients(addresses[batch.positions], layouts[batch.positions])
+            for batch in self.batches
+            if isinstance(batch.executor, CudaExecutor)
         )
 
     def _name(self, position: int) -> str:
         names = [name for group in self._optimizer.param_groups for name in group["param_names"]]
         return str(names[position])
+
+
+def _is_own(param: Any) -> bool:
+    """Say whether a parameter notes its changes, by the properties of Parameter itself."""
+    kind = type(param)
+    return (
+        isinstance(param, Parameter) and kind.grad is Parameter.grad and kind.data is Parameter.data
+    )
 
 
 def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
@@ -245,7 +277,8 @@ def _trainable(name: str, data: Any) -> Any:
         raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         raise ValueError(f"parameter {name!r} is read-only: pass a copy, or set flags.writeable")
-    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
+    steps = zip(array.shape, array.strides, strict=True)
+    if array.size and any(extent > 1 and stride == 0 for extent, stride in steps):
         raise ValueError(
             f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
         )
