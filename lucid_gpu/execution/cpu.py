@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.device import C_ORDER, contiguity
+from lucid_gpu.device import C_ORDER, address, contiguity
 from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 16
@@ -53,6 +53,13 @@ def thread_count() -> int:
     return int(text)
 
 
+def fits_a_pack(param: Any) -> bool:
+    """Say whether a parameter is stepped together with others: best with slots side by side."""
+    return (
+        isinstance(param, np.ndarray) and param.size <= PACKED_ELEMENTS and param.flags.c_contiguous
+    )
+
+
 class CpuExecutor:
     """Steps NumPy arrays. The result does not depend on blocks or threads.
 
@@ -69,7 +76,7 @@ class CpuExecutor:
         small = [
             tensor
             for tensor, (param, layout) in enumerate(zip(work.params, layouts, strict=True))
-            if param.size <= PACKED_ELEMENTS and layout & C_ORDER
+            if fits_a_pack(param) and layout & C_ORDER
         ]
         large = sorted(set(range(len(layouts))) - set(small))
         self._large = [(tensor, layouts[tensor]) for tensor in large]
@@ -156,8 +163,8 @@ class _Block:
 class _Pack:
     """Small tensors, copied together, updated as one, and copied back.
 
-    Parameters and slots are copied as bytes through memory views, which costs Python a fifth of
-    what assigning arrays does.
+    Arrays that lie side by side in one buffer already are updated there. The others are copied as
+    bytes through memory views, which costs Python a fifth of what assigning arrays does.
     """
 
     def __init__(self, work: Work, tensors: Sequence[int]) -> None:
@@ -166,25 +173,29 @@ class _Pack:
         ends = np.cumsum([work.params[tensor].nbytes for tensor in tensors]).tolist()
         self._places = [slice(*bounds) for bounds in pairwise([0, *ends])]
         self._size = ends[-1] // work.dtype.itemsize
-        own = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
-        self._kept = [[memoryview(array.reshape(-1).view(np.uint8)) for array in a] for a in own]
+        kept = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
+        self._kept = [(_joined(arrays), [_as_bytes(array) for array in arrays]) for arrays in kept]
 
     def run(self, grads: Sequence[Any], scalars: Sequence[Any]) -> None:
         rule, row = self._work.rule, self._row
         count = len(self._kept)
         memory = _scratch(count + 1 + rule.scratch, self._work.dtype)
         grad, *arrays = (array[: self._size] for array in memory)
-        own, scratch = arrays[:count], arrays[count:]
-        packed = [memoryview(array.view(np.uint8)) for array in own]
         np.concatenate([grads[tensor] for tensor in self._tensors], axis=None, out=grad)
-        for views, pack in zip(self._kept, packed, strict=True):
-            _exhaust(map(setitem, repeat(pack), self._places, views))
-        spare = [None] * (len(rule.slots) + 1 - count)
-        param, *slots = own
-        rule.update(scalars[row], self._work.variants[row], param, grad, *slots, *spare, *scratch)
-        for views, pack in zip(self._kept, packed, strict=True):
-            parts = map(getitem, repeat(pack), self._places)
-            _exhaust(map(setitem, views, repeat(slice(None)), parts))
+        param, *slots = map(self._gathered, self._kept, arrays)
+        slots += [None] * (len(rule.slots) - len(slots))
+        rule.update(scalars[row], self._work.variants[row], param, grad, *slots, *arrays[count:])
+        for (joined, parts), array in zip(self._kept, arrays, strict=False):
+            if joined is None:
+                pieces = map(getitem, repeat(_as_bytes(array)), self._places)
+                _exhaust(map(setitem, parts, repeat(slice(None)), pieces))
+
+    def _gathered(self, kept: tuple[Any, list[Any]], array: Any) -> Any:
+        joined, parts = kept
+        if joined is not None:
+            return joined
+        _exhaust(map(setitem, repeat(_as_bytes(array)), self._places, parts))
+        return array
 
 
 _exhaust: Callable[[Iterable[Any]], Any] = deque(maxlen=0).extend
@@ -239,6 +250,25 @@ def _packed(work: Work, tensors: Sequence[int]) -> Iterator[list[int]]:
             size += extent
     if pack:
         yield pack
+
+
+def _as_bytes(array: Any) -> Any:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    """Return the arrays as one, if they lie side by side in one buffer, else None."""
+    base = arrays[0].base
+    if not (
+        isinstance(base, np.ndarray) and base.flags.c_contiguous and base.dtype == arrays[0].dtype
+    ):
+        return None
+    starts = [address(array) for array in arrays]
+    ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
+    if starts[1:] != ends[:-1] or any(array.base is not base for array in arrays):
+        return None
+    first, last = ((at - address(base)) // base.itemsize for at in (starts[0], ends[-1]))
+    return base.reshape(-1)[first:last]
 
 
 def _flatten(array: Any) -> Any:
