@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.analysis import Finding, findings, is_ours
 from benchmarks.protocol import Measurement, Report
 
-WIDTH = 132
+WIDTH = 140
 """Columns where the terminal does not say how wide it is."""
 
 PREFIXES = {
@@ -25,7 +25,7 @@ def show(report: Report, title: str, console: Console | None = None) -> None:
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title=title, title_justify="left")
     for column in ("work", "metric", "contender"):
-        table.add_column(column, no_wrap=column == "contender")
+        table.add_column(column, no_wrap=True)
     for column in ("median", "spread", "B/param", "GB/s", "of limit", "time of ours"):
         table.add_column(column, justify="right", no_wrap=True)
     measured = [found for found in findings(report.measurements) if found.measurement.samples]
@@ -36,11 +36,12 @@ def show(report: Report, title: str, console: Console | None = None) -> None:
     for work, metric in sorted(lines, key=lambda line: works.index(line[0])):
         table.add_section()
         for number, found in enumerate(lines[work, metric]):
-            label = ("", "") if number else (_noted(work, found.measurement), metric)
+            label = ("", "") if number else (work, metric)
             style = "bold" if is_ours(found.measurement) else None
             table.add_row(*label, *_cells(found), style=style)
     console.print(table)
-    for line in (*_missing(report.measurements), *report.notes):
+    about = dict.fromkeys(f"{m.workload}: {m.note}" for m in report.measurements if m.note)
+    for line in (*_missing(report.measurements), *about, *report.notes):
         console.print(f"· {line}", highlight=False)
 
 
@@ -58,10 +59,6 @@ def quantity(value: float, unit: str) -> str:
     return f"{scaled:.{max(0, digits)}f} {name}"
 
 
-def _noted(work: str, measurement: Measurement) -> str:
-    return f"{work} ({measurement.note})" if measurement.note else work
-
-
 def _cells(found: Finding) -> list[str]:
     own = found.measurement
     per_parameter = own.traffic / own.parameters if own.traffic else math.nan
@@ -70,7 +67,7 @@ def _cells(found: Finding) -> list[str]:
         quantity(found.median, own.unit),
         f"{quantity(found.low, own.unit)} … {quantity(found.high, own.unit)}",
         _number(per_parameter, ".0f"),
-        _number(found.bandwidth / 1e9, ".3g"),
+        _number(found.bandwidth / 1e9, ".0f"),
         _number(found.share, ".2f"),
         f"{found.best_peer} {found.ratio:.2f} ×"
         if found.best_peer

@@ -78,15 +78,16 @@ class CpuExecutor:
             for tensor, (param, layout) in enumerate(zip(work.params, layouts, strict=True))
             if fits_a_pack(param) and layout & C_ORDER
         ]
-        large = sorted(set(range(len(layouts))) - set(small))
-        self._large = [(tensor, layouts[tensor]) for tensor in large]
+        packs = [pack for pack in _packed(work, small) if len(pack) > 1]
+        alone = sorted(set(range(len(layouts))).difference(*packs))
+        self._alone = [(tensor, layouts[tensor]) for tensor in alone]
         self._is_flat = self._matches(work.grads)
         self._jobs: list[Job] = [
             _Block(work, tensor, region, flat)
-            for tensor, flat in zip(large, self._is_flat, strict=True)
+            for tensor, flat in zip(alone, self._is_flat, strict=True)
             for region in _regions(work.params[tensor].shape, flat)
         ]
-        self._jobs += [_Pack(work, tensors) for tensors in _packed(work, small)]
+        self._jobs += [_Pack(work, tensors) for tensors in packs]
         # Each further thread must find enough to do.
         self._most_workers = min(
             len(self._jobs), -(-sum(param.size for param in work.params) // THREAD_ELEMENTS)
@@ -105,9 +106,9 @@ class CpuExecutor:
         dtype = self._work.dtype
         # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
         rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
-        workers = min(thread_count(), self._most_workers)
+        workers = min(thread_count(), self._most_workers) if self._most_workers > 1 else 1
         try:
-            self._run_on_threads(rounded, max(workers, 1))
+            self._run_on_threads(rounded, workers)
         finally:
             self._grads = []
 
@@ -134,8 +135,8 @@ class CpuExecutor:
                 job.run(self._grads, scalars)
 
     def _matches(self, grads: Sequence[Any]) -> list[bool]:
-        """Say of each large tensor whether it can be flattened together with its gradient."""
-        return [(layout & contiguity(grads[tensor])) != 0 for tensor, layout in self._large]
+        """Say of each tensor in no pack whether it can be flattened together with its gradient."""
+        return [(layout & contiguity(grads[tensor])) != 0 for tensor, layout in self._alone]
 
 
 class _Block:
