@@ -11,9 +11,12 @@ import functools
 import os
 import re
 import sys
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
@@ -81,6 +84,78 @@ def cupy() -> Any:
 def default() -> str:
     """Return CuPy's current device where a GPU is usable, else ``"cpu"``."""
     return f"cuda:{cupy().cuda.runtime.getDevice()}" if count() else "cpu"
+
+
+class Gpu(NamedTuple):
+    """What there is to know of one GPU; memory in bytes."""
+
+    name: str
+    model: str
+    compute_capability: str
+    free: int
+    total: int
+
+
+class Facts(NamedTuple):
+    """What a GPU needs, as found on this machine; None stands for what was not found.
+
+    Attributes:
+        cupy: version of CuPy.
+        runtime: version of the CUDA runtime that CuPy brings.
+        compiler: version of NVRTC, which compiles the kernels.
+        driver: the newest CUDA version that the NVIDIA driver can run.
+        gpus: those that can be used.
+        missing: what stands in the way, in words, each with its remedy.
+    """
+
+    cupy: str | None
+    runtime: str | None
+    compiler: str | None
+    driver: str | None
+    gpus: list[Gpu]
+    missing: list[str]
+
+
+def describe() -> Facts:
+    """Return what was found of CuPy, CUDA, the driver and the GPUs; raises nothing."""
+    module, devices, reason = _probe()
+    missing = [reason] if reason else []
+    if module is None:
+        return Facts(None, None, None, None, [], missing)
+    runtime = module.cuda.runtime
+    try:
+        major, minor = module.cuda.nvrtc.getVersion()
+        compiler = f"{major}.{minor}"
+    except (ImportError, OSError, RuntimeError) as error:
+        compiler = None
+        what = str(error).strip().partition("\n")[0]
+        missing.append(f"NVRTC, which compiles the kernels, was not found ({what}): {_INSTALL}")
+    gpus = []
+    for index in range(devices):
+        try:
+            gpus.append(_describe_gpu(module, index))
+        except runtime.CUDARuntimeError as error:
+            missing.append(f"cuda:{index} cannot be used: {error}")
+    return Facts(
+        module.__version__,
+        _cuda_version(runtime.runtimeGetVersion()),
+        compiler,
+        _cuda_version(runtime.driverGetVersion()),
+        gpus,
+        missing,
+    )
+
+
+def _describe_gpu(module: Any, index: int) -> Gpu:
+    properties = module.cuda.runtime.getDeviceProperties(index)
+    capability = f"{properties['major']}.{properties['minor']}"
+    free, total = module.cuda.Device(index).mem_info
+    return Gpu(f"cuda:{index}", properties["name"].decode(), capability, free, total)
+
+
+def _cuda_version(number: int) -> str | None:
+    """Spell a version as CUDA counts them: 13020 is 13.2, and 0 is none."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def resolve(device: str) -> str:
@@ -214,12 +289,11 @@ def copy(array: Array, device: str) -> Array:
     if source == "cpu" == device:
         return np.array(array, order=order, copy=True)  # type: ignore[call-overload]
     if source != "cpu" != device:
-        with on(device):
-            return cupy().array(array, order=order, copy=True)
+        return _copy_between_devices(array, device, order)
     if device == "cpu":
         host = np.empty(array.shape, array.dtype, order=order)  # type: ignore[call-overload]
         with on(source):
-            _download(cupy().array(array, order=order, copy=False), host)
+            _download(cupy().array(array, order=order, copy=None), host)
         return host
     with on(device):
         target = cupy().empty(array.shape, array.dtype, order=order)
@@ -230,6 +304,25 @@ def copy(array: Array, device: str) -> Array:
 def to(array: Array, device: str) -> Array:
     """Return ``array`` itself if it is on ``device``, else a copy there."""
     return array if of(array) == device else copy(array, device)
+
+
+def _copy_between_devices(array: Array, device: str, order: str) -> Array:
+    """Copy from GPU to GPU, or within one; the current stream of each waits for the other's."""
+    source = of(array)
+    if source == device:
+        with on(device):
+            return cupy().array(array, order=order, copy=True)
+    with on(source):
+        array = cupy().array(array, order=order, copy=None)
+        ready = cupy().cuda.get_current_stream().record()
+    with on(device):
+        stream = cupy().cuda.get_current_stream()
+        stream.wait_event(ready)
+        copied = cupy().array(array, order=order, copy=True)
+        arrived = stream.record()
+    with on(source):
+        cupy().cuda.get_current_stream().wait_event(arrived)
+    return copied
 
 
 def _download(array: Array, host: np.ndarray[Any, Any]) -> None:
@@ -275,3 +368,85 @@ def _staging(nbytes: int) -> tuple[Any, list[np.ndarray[Any, Any]], list[tuple[i
     size = min(nbytes, STAGING_BYTES)
     bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
     return stream, [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))], bounds
+
+
+def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the bytes of a device array in C order, as pieces of pinned memory.
+
+    Each piece is valid until the next one is asked for; the device fills one piece ahead.
+    """
+    device = of(array)
+    with on(device):
+        source = cupy().array(array, order="C", copy=None)
+        stream, buffers, bounds = _staging(source.nbytes)
+    arrived: list[Any] = []
+
+    def fetch(turn: int) -> None:
+        start, stop = bounds[turn]
+        with on(device):
+            host = buffers[turn % 2].ctypes.data
+            (source.data + start).copy_to_host_async(host, stop - start, stream)
+            arrived.append(stream.record())
+
+    try:
+        for turn, (start, stop) in enumerate(bounds):
+            for ahead in range(len(arrived), min(turn + 2, len(bounds))):
+                fetch(ahead)
+            arrived[turn].synchronize()
+            yield buffers[turn % 2][: stop - start]
+    finally:
+        for event in arrived[-2:]:
+            event.synchronize()
+
+
+def copy_into(target: Array, source: Array) -> None:
+    """Overwrite ``target`` with ``source``, of the same shape and dtype, wherever each lives."""
+    device = of(target)
+    if device == "cpu":
+        np.copyto(target, to(source, "cpu"))
+        return
+    with on(device):
+        if of(source) == "cpu" and target.flags.c_contiguous:
+            _upload(np.asarray(source, order="C"), target)
+        else:
+            target[...] = to(source, device)
+
+
+def download_later(pairs: list[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[[], None]:
+    """Copy device arrays into pinned host arrays of the same shape and dtype, without waiting.
+
+    The copies run beside the current stream of each device, after what is on it now and before
+    what is put on it later, so the caller may go on changing the arrays.
+
+    Returns:
+        A function that waits until every copy has arrived.
+    """
+    side_streams: dict[str, Any] = {}
+    sources = []
+    for array, host in pairs:
+        device = of(array)
+        with on(device):
+            source = cupy().array(array, order="C", copy=None)
+            if device not in side_streams:
+                side_streams[device] = cupy().cuda.Stream(non_blocking=True)
+            sources.append((device, source, host))
+    for device, stream in side_streams.items():
+        with on(device):
+            stream.wait_event(cupy().cuda.get_current_stream().record())
+    for device, source, host in sources:
+        if source.nbytes:
+            with on(device):
+                source.data.copy_to_host_async(
+                    host.ctypes.data, source.nbytes, side_streams[device]
+                )
+    for device, stream in side_streams.items():
+        with on(device):
+            cupy().cuda.get_current_stream().wait_event(stream.record())
+
+    def wait() -> None:
+        for device, stream in side_streams.items():
+            with on(device):
+                stream.synchronize()
+        sources.clear()
+
+    return wait

@@ -106,14 +106,16 @@ def test_copies_are_flat_too_and_independent(rng, clone):
     assert not np.shares_memory(twin.data, flat.data)
 
 
-def test_a_member_cannot_move_alone(emulated, rng):
+@pytest.mark.usefixtures("emulated")
+def test_a_member_cannot_move_alone(rng):
     params = make(rng)
     flatten(params)
     with pytest.raises(ValueError, match="'p0' is part of a flat parameter"):
         params[0].to("cuda:0")
 
 
-def test_the_flat_parameter_moves_with_its_members(emulated, rng):
+@pytest.mark.usefixtures("emulated")
+def test_the_flat_parameter_moves_with_its_members(rng):
     params = make(rng)
     flat = flatten(params)
     flat.to("cuda:0")

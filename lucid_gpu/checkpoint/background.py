@@ -1,0 +1,93 @@
+"""Copies of a tree's arrays that stay as they are while training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu import device as _device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class Staging:
+    """Host buffers that are kept from one save to the next: fresh memory is slow to write."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, int, bool], np.ndarray[Any, Any]] = {}
+
+    def take(
+        self, arrays: Mapping[str, _device.Array]
+    ) -> tuple[dict[str, np.ndarray[Any, Any]], Callable[[], None]]:
+        """Copy arrays to the host, ordered before whatever the caller does to them next.
+
+        Returns:
+            The copies, and a function to call before they are read: it waits for the devices.
+        """
+        buffers: dict[tuple[str, int, bool], np.ndarray[Any, Any]] = {}
+        copies: dict[str, np.ndarray[Any, Any]] = {}
+        for name, array in arrays.items():
+            key = (name, array.nbytes, _device.is_cupy(array))
+            buffers[key] = self._buffers[key] if key in self._buffers else _allocate(array)
+            copies[name] = np.ndarray(array.shape, array.dtype, buffers[key])
+        self._buffers = buffers
+        on_device = [(a, copies[name]) for name, a in arrays.items() if _device.is_cupy(a)]
+        arrived = _device.download_later(on_device)
+        for name, array in arrays.items():
+            if not _device.is_cupy(array):
+                np.copyto(copies[name], array)
+        return copies, arrived
+
+
+def _allocate(array: _device.Array) -> np.ndarray[Any, Any]:
+    shape = (max(array.nbytes, 1),)
+    return _device.pinned(shape, np.uint8) if _device.is_cupy(array) else np.empty(shape, np.uint8)
+
+
+class BackgroundWriter:
+    """Runs one save at a time in a thread of low priority, and keeps its error until asked."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Future[None]] = []
+        self._pool: ThreadPoolExecutor | None = None
+        # An error that nobody asked for is printed when the program ends.
+        weakref.finalize(self, _surface, self._jobs)
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Run ``job`` in the thread; ``wait`` comes first."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "checkpoint", _lower_priority)
+        self._jobs.append(self._pool.submit(job))
+
+    def join(self) -> None:
+        """Wait for the job, and leave its error to ``wait``."""
+        wait(self._jobs)
+
+    def wait(self) -> None:
+        """Wait for the job, and raise its error once."""
+        _surface(self._jobs)
+
+    def close(self) -> None:
+        """Wait for the job and end the thread, then raise the job's error."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self.wait()
+
+
+def _surface(jobs: list[Future[None]]) -> None:
+    while jobs:
+        jobs.pop().result()
+
+
+def _lower_priority() -> None:
+    """Let the training loop go first: on Linux, threads have priorities of their own."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

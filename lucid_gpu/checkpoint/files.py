@@ -1,0 +1,127 @@
+"""Saving and loading one checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_gpu import device as _device
+from lucid_gpu.checkpoint import dtypes, durable, manifest, shards
+from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.restore import restore_into
+from lucid_gpu.checkpoint.tree import Encoder, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def save(path: str | os.PathLike[str], tree: Any) -> None:
+    """Save a tree as one checkpoint: the new directory ``path`` appears whole, or not at all.
+
+    When this returns, the checkpoint survives a power cut. Gradients are not saved.
+
+    Args:
+        path: the directory to create; missing parents are created too.
+        tree: dicts (with str or int keys), lists, tuples, None, bool, int, float, str, bytes,
+            NumPy and CuPy arrays, NumPy scalars, Parameters, and objects with ``state_dict`` and
+            ``load_state_dict``, nested at will.
+
+    Raises:
+        TypeError: the tree holds something else; the text says where. Nothing was written.
+        ValueError: the tree is nested too deep, or holds itself. Nothing was written.
+        CheckpointError: ``path`` exists, or the system could not write. Nothing appeared.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/best"
+        >>> save(path, {"w": np.arange(3), "epoch": 7})
+        >>> load(path)
+        {'w': array([0, 1, 2]), 'epoch': 7}
+    """
+    target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    encoder = Encoder()
+    node = encoder.encode(tree)
+    write_checkpoint(target, node, encoder.arrays, step=None)
+
+
+def load(path: str | os.PathLike[str], device: str | None = None, into: Any | None = None) -> Any:
+    """Load one checkpoint, after every byte of it was checked.
+
+    Args:
+        path: the directory that was saved.
+        device: where arrays and Parameters go: ``"cpu"``, ``"cuda:N"``, or None for the host.
+            Arrays of a dtype that CuPy has not, like text and dates, stay on the host.
+        into: a tree of the same structure. Its arrays, Parameters and objects are restored in
+            place, on whatever device they are; a None in it stands for anything and is answered
+            with what was saved, as are plain values.
+
+    Returns:
+        The tree. Objects come back as their state dicts; with ``into``, as themselves.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not fit ``into``: nothing was changed.
+        ValueError: ``device`` is unknown, or given together with ``into``.
+        lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/best"
+        >>> save(path, {"w": np.ones(2), "epoch": 7})
+        >>> w = np.zeros(2)
+        >>> load(path, into={"w": w, "epoch": None})["epoch"], w.tolist()
+        (7, [1.0, 1.0])
+    """
+    if device is not None and into is not None:
+        raise ValueError("device and into exclude each other: what is in `into` knows its device")
+    place = "cpu" if device is None else _device.resolve(device)
+    with Reader(Path(path)) as reader:
+        return read_checkpoint(reader, place, into)
+
+
+def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
+    """Return the tree of an open checkpoint, as ``load`` does."""
+    if into is not None:
+        return restore_into(reader, into)
+    arrays: dict[str, _device.Array] = reader.load(reader.manifest.tensors)
+    for name, array in arrays.items():
+        if device != "cpu" and dtypes.fits_gpu(array.dtype):
+            arrays[name] = _device.copy(array, device)
+    return reader.decode(arrays)
+
+
+def write_checkpoint(
+    target: Path, node: Node, arrays: Mapping[str, _device.Array], step: int | None
+) -> None:
+    """Write an encoded tree durably as the new directory ``target``.
+
+    Raises:
+        CheckpointError: ``target`` exists, or the system could not write. Nothing appeared.
+    """
+    if os.path.lexists(target):
+        raise CheckpointError(f"{target} exists: remove it, or save under another name")
+    try:
+        durable.make_directories(target.parent)
+        with durable.open_directory(target.parent) as parent:
+            durable.sweep(parent, target.name)
+        durable.publish(target, lambda directory: _write(directory, node, arrays, step))
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} was not saved: {error.strerror}: see that the disk has room, works and "
+            "may be written to, and save again"
+        ) from error
+
+
+def _write(
+    directory: int, node: Node, arrays: Mapping[str, _device.Array], step: int | None
+) -> None:
+    files: dict[str, manifest.File] = {}
+    tensors: dict[str, manifest.Tensor] = {}
+    for number, names in enumerate(shards.plan(arrays)):
+        file = f"data-{number:05d}.safetensors"
+        files[file], written = shards.write(directory, file, {n: arrays[n] for n in names})
+        tensors |= written
+    raw = manifest.Manifest(step, node, tensors, files).to_bytes()
+    with durable.new_file(directory, manifest.NAME) as descriptor:
+        durable.write_all(descriptor, raw)

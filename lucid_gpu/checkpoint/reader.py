@@ -1,0 +1,200 @@
+"""Reading one checkpoint: nothing is believed before it was checked against the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu.checkpoint import durable, manifest, shards
+from lucid_gpu.checkpoint.errors import DamagedCheckpointError
+from lucid_gpu.checkpoint.tree import Decoder, TreeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from lucid_gpu import device as _device
+
+_SCRATCH_BYTES = 1 << 20
+"""Verifying reads through a buffer of this size, which stays in a core's own cache."""
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Reader:
+    """An open checkpoint whose manifest, listing, sizes and headers were checked.
+
+    Args:
+        path: the directory of the checkpoint.
+
+    Raises:
+        DamagedCheckpointError: it is no checkpoint, or not what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._scratch = threading.local()
+        with contextlib.ExitStack() as stack, self._named(""):
+            self._directory = stack.enter_context(durable.open_directory(path))
+            with self._named(manifest.NAME):
+                self.manifest = manifest.from_bytes(self._read_manifest())
+                self.paths = self._check_tree()
+            self._check_listing()
+            self._offsets = self._check_headers()
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory."""
+        self._stack.close()
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Check the digests of some tensors, without keeping their bytes."""
+        _in_threads(self._verify, [(name,) for name in names])
+
+    def read(self, targets: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Read tensors into C-contiguous host arrays, and check their digests."""
+        _in_threads(self._read, list(targets.items()))
+
+    def load(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return some tensors as new host arrays."""
+        arrays = {}
+        for name in names:
+            tensor = self.manifest.tensors[name]
+            with self._named(tensor.file, name):
+                # np.empty would make one character of an empty string type.
+                arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
+        self.read(arrays)
+        return arrays
+
+    def decode(self, arrays: Mapping[str, _device.Array]) -> Any:
+        """Return the tree, with these arrays in it."""
+        return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
+
+    def _verify(self, name: str) -> None:
+        scratch = getattr(self._scratch, "buffer", None)
+        if scratch is None:
+            scratch = self._scratch.buffer = memoryview(bytearray(_SCRATCH_BYTES))
+        nbytes = self.manifest.tensors[name].nbytes
+        self._check(name, lambda file, at: shards.hash_tensor(file, at, nbytes, scratch))
+
+    def _read(self, name: str, target: np.ndarray[Any, Any]) -> None:
+        memory = shards.as_bytes(target)
+        self._check(name, lambda file, at: shards.read_tensor(file, at, memory))
+
+    def _check(self, name: str, hashed: Callable[[int, int], str]) -> None:
+        tensor = self.manifest.tensors[name]
+        with self._named(tensor.file, name), self._open(tensor.file) as descriptor:
+            if hashed(descriptor, self._offsets[name]) != tensor.digest:
+                raise ValueError("its bytes do not match the digest in the manifest")
+
+    @contextlib.contextmanager
+    def _named(self, file: str, name: str | None = None) -> Iterator[None]:
+        """Turn what goes wrong inside into an error that says where."""
+        try:
+            yield
+        except (OSError, EOFError, ValueError, MemoryError) as error:
+            place = f" ({self.paths[name]})" if name is not None else ""
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise DamagedCheckpointError(
+                f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
+                "this one"
+            ) from error
+
+    @contextlib.contextmanager
+    def _open(self, file: str) -> Iterator[int]:
+        descriptor = os.open(file, _OPEN, dir_fd=self._directory)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("it is not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _read_manifest(self) -> bytes:
+        try:
+            with self._open(manifest.NAME) as descriptor:
+                buffer = bytearray(os.fstat(descriptor).st_size)
+                shards.read_exactly(descriptor, 0, memoryview(buffer))
+        except FileNotFoundError:
+            raise ValueError(
+                "it is missing, so this is no checkpoint; those of a run are its steps"
+            ) from None
+        return bytes(buffer)
+
+    def _check_tree(self) -> dict[str, str]:
+        """Decode the tree once without arrays, and return the path of every tensor in it."""
+        paths: dict[str, str] = {}
+        nothing = np.empty(0)
+
+        def resolve(name: str, path: str) -> np.ndarray[Any, Any]:
+            if name not in self.manifest.tensors:
+                raise TreeError(f"{path}: it names the tensor {name!r:.100}, which is not listed")
+            paths.setdefault(name, path)
+            return nothing
+
+        Decoder(resolve).decode(self.manifest.tree)
+        if len(paths) != len(self.manifest.tensors):
+            raise ValueError("it lists a tensor that is not in the tree")
+        return paths
+
+    def _check_listing(self) -> None:
+        found = set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path
+        listed = {manifest.NAME, *self.manifest.files}
+        for name in sorted(found - listed):
+            raise ValueError(f"{name!r:.100} is there, but the manifest does not list it")
+        for name in sorted(listed - found):
+            raise ValueError(f"{name!r:.100} is missing")
+
+    def _check_headers(self) -> dict[str, int]:
+        """Check the size and header of every shard, and return where each tensor begins."""
+        contents: dict[str, dict[str, manifest.Tensor]] = {f: {} for f in self.manifest.files}
+        for name, tensor in self.manifest.tensors.items():
+            contents[tensor.file][name] = tensor
+        offsets: dict[str, int] = {}
+        for file, tensors in contents.items():
+            with self._named(file), self._open(file) as descriptor:
+                head = shards.header({name: (t.dtype, t.shape) for name, t in tensors.items()})
+                end = len(head)
+                for name, tensor in tensors.items():
+                    offsets[name] = end
+                    end += tensor.nbytes
+                self._check_header(descriptor, self.manifest.files[file], head, end)
+        return offsets
+
+    def _check_header(self, descriptor: int, entry: manifest.File, head: bytes, end: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if size != entry.size:
+            raise ValueError(f"it has {size} bytes, not {entry.size}")
+        found = bytearray(min(size, len(head)))
+        shards.read_exactly(descriptor, 0, memoryview(found))
+        if size != end or found != head or manifest.digest(head) != entry.header:
+            raise ValueError("its header does not match the manifest")
+
+
+def _in_threads(task: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+    """Run a task for every call; the first error ends it."""
+    workers = min(4, len(calls), len(os.sched_getaffinity(0)))
+    if workers < 2:
+        for call in calls:
+            task(*call)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(task, *call) for call in calls]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

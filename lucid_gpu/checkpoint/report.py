@@ -1,0 +1,134 @@
+"""What the command line says about checkpoints: `inspect`, `verify` and `diff`.
+
+A path is one checkpoint, or the directory of a run, which stands for its newest step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lucid_gpu.checkpoint import compare, describe, manifest, steps
+from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.reader import Reader
+
+if TYPE_CHECKING:
+    import os
+
+
+class Report(NamedTuple):
+    """What to print, and the exit code of the command."""
+
+    text: str
+    exit_code: int
+
+
+def inspect(path: str | os.PathLike[str]) -> Report:
+    """Describe a checkpoint: its tree with dtypes, shapes, sizes, groups and hyperparameters.
+
+    The digests of the arrays are not checked: see ``verify``.
+
+    Args:
+        path: a checkpoint, or the directory of a run.
+
+    Returns:
+        The description and 0, or the reason why there is none and 1.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from lucid_gpu.checkpoint import save
+        >>> path = tempfile.mkdtemp() + "/best"
+        >>> save(path, {"w": np.ones((2, 3), np.float32), "lr": 0.1})
+        >>> print(inspect(path).text)  # doctest: +ELLIPSIS
+        /.../best: 1 array in 1 file, 24 B
+        tree:
+          w: float32 [2, 3] 24 B
+          lr: 0.1
+    """
+    try:
+        with Reader(_newest(Path(path))) as reader:
+            lines = [_summary(reader), *describe.tree(reader.manifest)]
+    except CheckpointError as error:
+        return Report(str(error), 1)
+    return Report("\n".join(lines), 0)
+
+
+def verify(path: str | os.PathLike[str]) -> Report:
+    """Check every digest of a checkpoint, or of every step of a run.
+
+    Args:
+        path: a checkpoint, or the directory of a run.
+
+    Returns:
+        One line for each checkpoint, and 0 if all are as they were written, else 1.
+
+    Example:
+        >>> import tempfile
+        >>> verify(tempfile.mkdtemp()).exit_code
+        1
+    """
+    directory = Path(path)
+    paths = [steps.path_of(directory, step) for step in _steps(directory)] or [directory]
+    lines, exit_code = [], 0
+    for checkpoint in paths:
+        try:
+            with Reader(checkpoint) as reader:
+                reader.verify(reader.manifest.tensors)
+                lines.append(f"ok: {_summary(reader)}")
+        except CheckpointError as error:
+            lines.append(f"DAMAGED: {error}")
+            exit_code = 1
+    return Report("\n".join(lines), exit_code)
+
+
+def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Report:
+    """Say what changed between two checkpoints.
+
+    Args:
+        before: a checkpoint, or the directory of a run.
+        after: another.
+
+    Returns:
+        One line for each difference, and 0 if there is none, 1 if there are some, 2 if one of
+        the two cannot be read.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from lucid_gpu.checkpoint import save
+        >>> path = tempfile.mkdtemp()
+        >>> save(path + "/a", {"w": np.zeros(4), "epoch": 1})
+        >>> save(path + "/b", {"w": np.array([0.0, 0.0, 0.5, 0.0]), "epoch": 2})
+        >>> print(diff(path + "/a", path + "/b").text)
+        tree['w']: 1 of 4 elements differ, by 0.5 at most
+        tree['epoch']: 1 became 2
+    """
+    try:
+        with Reader(_newest(Path(before))) as old, Reader(_newest(Path(after))) as new:
+            lines = list(compare.differences(old, new))
+    except CheckpointError as error:
+        return Report(str(error), 2)
+    return Report("\n".join(lines) or "no difference", 1 if lines else 0)
+
+
+def _summary(reader: Reader) -> str:
+    content = reader.manifest
+    arrays, shards = len(content.tensors), len(content.files)
+    nbytes = sum(entry.nbytes for entry in content.tensors.values())
+    step = "" if content.step is None else f"step {content.step}, "
+    return (
+        f"{reader.path}: {step}{arrays} array{'s' * (arrays != 1)} in "
+        f"{shards} file{'s' * (shards != 1)}, {describe.size(nbytes)}"
+    )
+
+
+def _newest(path: Path) -> Path:
+    found = _steps(path)
+    return steps.path_of(path, found[-1]) if found else path
+
+
+def _steps(path: Path) -> list[int]:
+    """Return the steps of a run; none for a path that is a checkpoint itself, or nothing."""
+    try:
+        return [] if (path / manifest.NAME).exists() else steps.found_in(path)
+    except OSError:
+        return []

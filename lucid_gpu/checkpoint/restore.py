@@ -1,0 +1,223 @@
+"""Restoring into parameters, arrays and objects that exist: everything is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from lucid_gpu import device as _device
+from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.tree import Decoder, Node, is_stateful, split
+from lucid_gpu.parameter import Parameter
+
+if TYPE_CHECKING:
+    from lucid_gpu.checkpoint.reader import Reader
+
+Build = Callable[[], Any]
+"""Returns the restored form of one place in the tree, once everything was restored."""
+
+
+def restore_into(reader: Reader, tree: Any) -> Any:
+    """Restore a checkpoint into ``tree``, in place, and return the restored tree.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit; nothing was changed.
+    """
+    return _Restore(reader).run(tree)
+
+
+class _Restore:
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._targets: dict[str, list[_device.Array]] = {}
+        self._sources: dict[tuple[Any, ...], tuple[str, str]] = {}
+        self._objects: list[tuple[Any, Node, str]] = []
+        self._settings: list[tuple[Parameter, bool, str | None]] = []
+        self._wanted: set[str] = set()
+        self._fresh: dict[str, _device.Array] = {}
+        self._decoder = Decoder(lambda name, _: self._fresh[name])
+
+    def run(self, tree: Any) -> Any:
+        build = self._match(self._reader.manifest.tree, tree, "tree")
+        self._fresh.update(self._reader.load(sorted(self._wanted)))
+        self._reader.verify(self._targets)
+        states = [
+            (obj, self._decoder.decode(node, path), path) for obj, node, path in self._objects
+        ]
+        undo = self._load_objects(states)
+        try:
+            self._fill()
+        except BaseException:
+            undo()
+            raise
+        for parameter, requires_grad, text in self._settings:
+            parameter.requires_grad = requires_grad
+            if text is not None:
+                parameter.data = text
+        return build()
+
+    def _match(self, node: Node, target: Any, path: str) -> Build:
+        """Find the place of ``node`` in ``target``, and note what has to be read for it."""
+        tag, payload = split(node)
+        if isinstance(target, Parameter):
+            return self._match_parameter(node, target, path)
+        if _device.is_array(target):
+            if tag != "$array":
+                self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is an array")
+            self._note_array(payload, target, path)
+            return lambda: target
+        if type(target) is dict:
+            return self._match_dict(node, target, path)
+        if type(target) in (list, tuple):
+            return self._match_sequence(node, target, path)
+        if is_stateful(target):
+            return self._match_object(node, target, path)
+        if target is not None and _is_structure(node):
+            self._refuse(
+                path,
+                f"the checkpoint has {_kind(node)}, and the target is a "
+                f"{type(target).__name__}: put None there to take what was saved",
+            )
+        Decoder(self._want).decode(node, path)
+        return lambda: self._decoder.decode(node, path)
+
+    def _match_dict(self, node: Node, target: dict[Any, Any], path: str) -> Build:
+        tag, payload = split(node)
+        if type(node) is not dict or tag not in (None, "$dict"):
+            self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a dict")
+        saved = node if tag is None else self._decoder.pairs(payload, path)
+        if set(saved) != set(target):
+            missing = [key for key in saved if key not in target]
+            extra = [key for key in target if key not in saved]
+            self._refuse(path, f"the target lacks the keys {missing}, and only it has {extra}")
+        parts = {key: self._match(saved[key], target[key], f"{path}[{key!r}]") for key in target}
+        return lambda: {key: build() for key, build in parts.items()}
+
+    def _match_sequence(self, node: Node, target: Any, path: str) -> Build:
+        kind = type(target)
+        tag, payload = split(node)
+        items = payload if tag == "$tuple" else node
+        if type(items) is not list or (tag == "$tuple") is not (kind is tuple):
+            self._refuse(
+                path, f"the checkpoint has {_kind(node)}, and the target is a {kind.__name__}"
+            )
+        if len(items) != len(target):
+            self._refuse(path, f"{len(items)} items were saved, and the target has {len(target)}")
+        pairs = enumerate(zip(items, target, strict=True))
+        parts = [self._match(item, place, f"{path}[{i}]") for i, (item, place) in pairs]
+        return lambda: kind(build() for build in parts)
+
+    def _match_object(self, node: Node, target: Any, path: str) -> Build:
+        tag, payload = split(node)
+        saved = payload["class"] if tag == "$object" else _kind(node)
+        if tag != "$object" or saved != type(target).__name__:
+            self._refuse(
+                path,
+                f"the checkpoint has {saved}, and the target is a {type(target).__name__}: load "
+                "it without `into`, and hand over what fits with load_state_dict",
+            )
+        Decoder(self._want).decode(payload["state"], path)
+        self._objects.append((target, payload["state"], path))
+        return lambda: target
+
+    def _match_parameter(self, node: Node, target: Parameter, path: str) -> Build:
+        tag, payload = split(node)
+        if tag != "$parameter":
+            self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a Parameter")
+        name = self._decoder.decode(payload["name"], path)
+        if None not in (name, target.name) and name != target.name:
+            self._refuse(path, f"{name!r} was saved, and the target is named {target.name!r}")
+        data_tag, data = split(payload["data"])
+        if (data_tag != "$array") is not target.is_text:
+            holds = ("text", "an array") if data_tag != "$array" else ("an array", "text")
+            self._refuse(path, f"the checkpoint has {holds[0]}, and the target holds {holds[1]}")
+        text = self._decoder.decode(payload["data"], path) if target.is_text else None
+        if text is None:
+            self._note_array(data, target.data, f"{path}.data")
+        self._settings.append((target, payload["requires_grad"], text))
+        return lambda: target
+
+    def _want(self, name: str, _path: str) -> _device.Array:
+        self._wanted.add(name)
+        return _NOTHING
+
+    def _note_array(self, name: str, target: _device.Array, path: str) -> None:
+        tensor = self._reader.manifest.tensors[name]
+        for what, have, want in (
+            ("shape", target.shape, tensor.shape),
+            ("dtype", target.dtype, tensor.dtype),
+        ):
+            if have != want:
+                self._refuse(path, f"{what} {want} was saved, and the target has {what} {have}")
+        if not target.size:
+            return
+        if not _device.is_cupy(target) and not target.flags.writeable:
+            self._refuse(path, "the target is read-only: give a writable array")
+        key = (_device.of(target), _device.address(target), target.shape, target.strides)
+        other, other_path = self._sources.setdefault(key, (name, path))
+        if other != name:
+            self._refuse(path, f"it is the same memory as {other_path}, but two arrays were saved")
+        self._targets.setdefault(name, []).append(target)
+
+    def _load_objects(self, states: list[tuple[Any, Any, str]]) -> Callable[[], None]:
+        """Hand every object its state; the returned function takes it all back."""
+        before = [(target, target.state_dict()) for target, _, _ in states]
+        loaded = 0
+
+        def undo() -> None:
+            for target, state in before[:loaded]:
+                target.load_state_dict(state)
+
+        for target, state, path in states:
+            loaded += 1
+            try:
+                target.load_state_dict(state)
+            except Exception as error:
+                undo()
+                raise CheckpointError(
+                    f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "
+                    f"{error}"
+                ) from error
+        return undo
+
+    def _fill(self) -> None:
+        """Read every array into its place: straight into contiguous host memory."""
+        direct = {
+            name: next((t for t in targets if _is_plain(t)), None)
+            for name, targets in self._targets.items()
+        }
+        self._reader.read({name: array for name, array in direct.items() if array is not None})
+        for name, targets in self._targets.items():
+            source = direct[name]
+            if source is None:
+                source = self._fresh.get(name)
+            if source is None:
+                source = self._reader.load([name])[name]
+            for target in targets:
+                if target is not source:
+                    _device.copy_into(target, source)
+
+    def _refuse(self, path: str, why: str) -> NoReturn:
+        raise CheckpointError(f"{self._reader.path}: {path}: {why}")
+
+
+_NOTHING = np.empty(0)
+
+
+def _is_plain(array: _device.Array) -> bool:
+    return not _device.is_cupy(array) and array.flags.c_contiguous
+
+
+def _is_structure(node: Node) -> bool:
+    tag, _ = split(node)
+    return type(node) is list or (
+        type(node) is dict and tag in (None, "$dict", "$tuple", "$array", "$parameter", "$object")
+    )
+
+
+def _kind(node: Node) -> str:
+    tag, _ = split(node)
+    name = type(node).__name__ if tag is None else tag.removeprefix("$")
+    return f"{'an' if name[0] in 'aio' else 'a'} {name}"

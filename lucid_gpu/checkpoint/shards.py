@@ -1,0 +1,138 @@
+"""Shards: safetensors files, written and read piece by piece, hashed on the way.
+
+``safetensors.serialize_file`` wants a whole shard in host memory and gives no descriptor to
+sync, so the file is written here, and the library reads it back in the tests. A header follows
+from the manifest to the byte, so a reader compares it instead of parsing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import xxhash
+
+from lucid_gpu import device as _device
+from lucid_gpu.checkpoint import dtypes, durable
+from lucid_gpu.checkpoint.manifest import File, Tensor, digest
+
+Layout: TypeAlias = Mapping[str, tuple[dtypes.DType, tuple[int, ...]]]
+"""The dtype and shape of every tensor of one shard, in the order of its bytes."""
+
+SHARD_BYTES = 512 << 20
+"""A shard is closed when it holds this much."""
+
+PIECE_BYTES = 4 << 20
+"""Size of one read or write: large enough for a system call, small enough to hash from cache."""
+
+
+def plan(arrays: Mapping[str, _device.Array]) -> list[list[str]]:
+    """Return the names of the arrays of each shard.
+
+    Within a shard, wider dtypes come first, so that every tensor is aligned, as safetensors does.
+    """
+    shards: list[list[str]] = []
+    room = 0
+    for name, array in arrays.items():
+        if room <= 0:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= array.nbytes
+    return [sorted(names, key=lambda name: -_alignment(arrays[name].dtype)) for names in shards]
+
+
+def header(layout: Layout) -> bytes:
+    """Return the header of a safetensors file: its length, and JSON padded to 8 bytes."""
+    entries, start = {}, 0
+    for name, (dtype, shape) in layout.items():
+        code, stored = dtypes.storage(dtype, shape)
+        stop = start + Tensor(dtype, shape, "", "").nbytes
+        entries[name] = {"dtype": code, "shape": stored, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write(
+    directory: int, file: str, arrays: Mapping[str, _device.Array]
+) -> tuple[File, dict[str, Tensor]]:
+    """Write one shard durably into an open directory, and return its part of the manifest."""
+    layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    head = header(layout)
+    size, tensors = len(head), {}
+    with durable.new_file(directory, file) as descriptor:
+        durable.write_all(descriptor, head)
+        for name, array in arrays.items():
+            value = _write_array(descriptor, array)
+            tensors[name] = Tensor(array.dtype, array.shape, file, value)
+            size += tensors[name].nbytes
+    return File(size, digest(head)), tensors
+
+
+def as_bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    """Return the memory of a C-contiguous host array as bytes, without a copy."""
+    if array.nbytes == 0:
+        return memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data
+
+
+def read_tensor(descriptor: int, offset: int, target: memoryview) -> str:
+    """Read one tensor into ``target``, and return the digest of what was read."""
+    hasher = xxhash.xxh3_128()
+    for start in range(0, len(target), PIECE_BYTES):
+        piece = target[start : start + PIECE_BYTES]
+        read_exactly(descriptor, offset + start, piece)
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def hash_tensor(descriptor: int, offset: int, nbytes: int, scratch: memoryview) -> str:
+    """Return the digest of one tensor, read piece by piece into a buffer that stays in cache."""
+    hasher = xxhash.xxh3_128()
+    for start in range(0, nbytes, len(scratch)):
+        piece = scratch[: min(len(scratch), nbytes - start)]
+        read_exactly(descriptor, offset + start, piece)
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def read_exactly(descriptor: int, offset: int, target: memoryview) -> None:
+    """Fill ``target`` from a file.
+
+    Raises:
+        EOFError: the file ends before.
+    """
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:]], offset + done)
+        if count == 0:
+            raise EOFError("the file ended while it was read")
+        done += count
+
+
+def _alignment(dtype: dtypes.DType) -> int:
+    return 1 if dtypes.storage(dtype, ())[0] == "U8" else dtype.itemsize
+
+
+def _write_array(descriptor: int, array: _device.Array) -> str:
+    hasher = xxhash.xxh3_128()
+    for piece in _pieces(array):
+        hasher.update(piece)
+        durable.write_all(descriptor, piece)
+    return hasher.hexdigest()
+
+
+def _pieces(array: _device.Array) -> Iterator[memoryview]:
+    """Yield the bytes of an array in C order: safetensors knows no other."""
+    if _device.is_cupy(array):
+        yield from (piece.data for piece in _device.host_chunks(array))
+        return
+    # ascontiguousarray would turn a 0-d array into a 1-d one.
+    memory = as_bytes(np.asarray(array, order="C"))
+    for start in range(0, len(memory), PIECE_BYTES):
+        yield memory[start : start + PIECE_BYTES]

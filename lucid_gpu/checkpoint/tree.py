@@ -1,0 +1,305 @@
+"""Trees as JSON: plain values as they are, everything else under one ``$tag``.
+
+Arrays leave the tree: a node holds their generated name, and the arrays go to the shards.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from lucid_gpu import device as _device
+from lucid_gpu.checkpoint import dtypes
+from lucid_gpu.parameter import Parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Node: TypeAlias = Any
+"""What JSON can hold: the encoded form of a tree."""
+
+MAX_DEPTH = 100
+"""Deeper trees are refused: JSON parsers recurse, and a tree that holds itself never ends."""
+
+EXACT = 2**53
+"""Integers below this size are the same number to every JSON parser."""
+
+
+class TreeError(ValueError):
+    """A node that no Encoder wrote; the text names its path in the tree."""
+
+
+class Encoder:
+    """Turns a tree into a node, and collects its arrays under generated names."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, _device.Array] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._parameters: dict[int, int] = {}
+        self._alive: list[Any] = []
+
+    def encode(self, value: Any, path: str = "tree", depth: int = 0) -> Node:
+        """Return the node of ``value``.
+
+        Raises:
+            TypeError: the tree holds what a checkpoint cannot.
+            ValueError: the tree is too deep, or holds itself.
+        """
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{path} is nested more than {MAX_DEPTH} deep, or holds itself")
+        if value is None or type(value) is bool:
+            return value
+        encoder = _ENCODERS.get(type(value))
+        if encoder is not None:
+            return encoder(self, value, path, depth + 1)
+        if isinstance(value, np.generic):
+            return self._scalar(value, path)
+        if _device.is_array(value):
+            return {"$array": self._array(value, path)}
+        if isinstance(value, Parameter):
+            return self._parameter(value, path, depth + 1)
+        if is_stateful(value):
+            state = self.encode(self._keep(value.state_dict()), path, depth + 1)
+            return {"$object": {"class": type(value).__name__, "state": state}}
+        raise TypeError(
+            f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint "
+            "cannot hold: use dicts, lists, tuples, numbers, str, bytes, arrays, Parameters, or "
+            "an object with state_dict and load_state_dict"
+        )
+
+    def _keep(self, value: Any) -> Any:
+        """Keep a temporary alive: arrays are told apart by their addresses."""
+        self._alive.append(value)
+        return value
+
+    def _dict(self, value: dict[Any, Any], path: str, depth: int) -> Node:
+        for key in value:
+            if type(key) is not str and type(key) is not int:
+                raise TypeError(f"{path} has the key {key!r}: a checkpoint holds str and int keys")
+        children = {k: self.encode(v, f"{path}[{k!r}]", depth) for k, v in value.items()}
+        if all(type(key) is str and key[:1] != "$" and _is_unicode(key) for key in value):
+            return children
+        return {"$dict": [[self.encode(k, path), node] for k, node in children.items()]}
+
+    def _list(self, value: list[Any], path: str, depth: int) -> Node:
+        return [self.encode(item, f"{path}[{i}]", depth) for i, item in enumerate(value)]
+
+    def _tuple(self, value: tuple[Any, ...], path: str, depth: int) -> Node:
+        return {"$tuple": [self.encode(v, f"{path}[{i}]", depth) for i, v in enumerate(value)]}
+
+    def _int(self, value: int, *_: Any) -> Node:
+        return value if abs(value) < EXACT else {"$int": hex(value)}
+
+    def _float(self, value: float, *_: Any) -> Node:
+        return value if math.isfinite(value) else {"$float": struct.pack(">d", value).hex()}
+
+    def _str(self, value: str, *_: Any) -> Node:
+        return value if _is_unicode(value) else {"$str": _text(_surrogates(value))}
+
+    def _bytes(self, value: bytes, *_: Any) -> Node:
+        return {"$bytes": _text(value)}
+
+    def _scalar(self, value: np.generic, path: str) -> Node:
+        spelled = _spelled(value.dtype, path)
+        return {"$scalar": {"dtype": spelled, "data": _text(_scalar_bytes(value))}}
+
+    def _array(self, value: _device.Array, path: str) -> str:
+        if not _device.is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
+            raise TypeError(
+                f"{path} is a {type(value).__name__}, of which only the plain values could be "
+                "stored: convert it with np.asarray, and store what else it holds beside it"
+            )
+        _spelled(value.dtype, path)
+        key: tuple[Any, ...] = (id(value),)
+        if value.size:
+            key = (_device.of(value), _device.address(value), value.shape, value.strides)
+            key = (*key, value.dtype)
+        if key not in self._names:
+            self._names[key] = f"t{len(self._names)}"
+            self.arrays[self._names[key]] = value
+        return self._names[key]
+
+    def _parameter(self, value: Parameter, path: str, depth: int) -> Node:
+        number = self._parameters.setdefault(id(value), len(self._parameters))
+        return {
+            "$parameter": {
+                "id": number,
+                "name": self.encode(value.name),
+                "requires_grad": value.requires_grad,
+                "data": self.encode(value.data, f"{path}.data", depth),
+            }
+        }
+
+
+_ENCODERS: dict[type, Callable[..., Node]] = {
+    dict: Encoder._dict,  # noqa: SLF001 - the table of this class
+    list: Encoder._list,  # noqa: SLF001
+    tuple: Encoder._tuple,  # noqa: SLF001
+    int: Encoder._int,  # noqa: SLF001
+    float: Encoder._float,  # noqa: SLF001
+    str: Encoder._str,  # noqa: SLF001
+    bytes: Encoder._bytes,  # noqa: SLF001
+}
+
+
+class Decoder:
+    """Turns a node back into a tree.
+
+    Args:
+        resolve: returns the array of a name; it also gets the array's path in the tree.
+
+    Raises:
+        TreeError: by every method, for a node that no Encoder wrote.
+    """
+
+    def __init__(self, resolve: Callable[[str, str], _device.Array]) -> None:
+        self._resolve = resolve
+        self._parameters: dict[int, Parameter] = {}
+
+    def decode(self, node: Node, path: str = "tree", depth: int = 0) -> Any:
+        """Return the tree of ``node``; objects come back as their plain state dict."""
+        if depth > MAX_DEPTH:
+            raise TreeError(f"{path}: nested more than {MAX_DEPTH} deep")
+        if type(node) is list:
+            return [self.decode(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node)]
+        if type(node) is float and not math.isfinite(node):
+            raise TreeError(f"{path}: the number is out of range")
+        if type(node) is not dict:
+            return node
+        tag, payload = split(node)
+        if tag is None:
+            return {k: self.decode(v, f"{path}[{k!r}]", depth + 1) for k, v in node.items()}
+        decoder = _DECODERS.get(tag)
+        if decoder is None:
+            raise TreeError(f"{path}: unknown tag {tag!r:.100}")
+        try:
+            return decoder(self, payload, path, depth + 1)
+        except TreeError:
+            raise
+        except (TypeError, ValueError, KeyError, OverflowError, struct.error):
+            raise TreeError(f"{path}: malformed {tag} {payload!r:.100}") from None
+
+    def pairs(self, payload: Any, path: str) -> dict[Any, Node]:
+        """Return the keys and nodes of a ``$dict``."""
+        pairs = {self.decode(key, path): node for key, node in payload}
+        if len(pairs) != len(payload) or not all(type(key) in (str, int) for key in pairs):
+            raise TreeError(f"{path}: a dict key is a duplicate, or neither str nor int")
+        return pairs
+
+    def _dict(self, payload: Any, path: str, depth: int) -> dict[Any, Any]:
+        items = self.pairs(payload, path).items()
+        return {key: self.decode(node, f"{path}[{key!r}]", depth) for key, node in items}
+
+    def _tuple(self, payload: Any, path: str, depth: int) -> tuple[Any, ...]:
+        if type(payload) is not list:
+            raise TypeError
+        return tuple(self.decode(item, f"{path}[{i}]", depth) for i, item in enumerate(payload))
+
+    def _int(self, payload: Any, *_: Any) -> int:
+        return int(payload, 16)
+
+    def _float(self, payload: Any, *_: Any) -> float:
+        return float(struct.unpack(">d", bytes.fromhex(payload))[0])
+
+    def _str(self, payload: Any, *_: Any) -> str:
+        return _raw(payload).decode("utf-8", "surrogatepass")
+
+    def _bytes(self, payload: Any, *_: Any) -> bytes:
+        return _raw(payload)
+
+    def _scalar(self, payload: Any, *_: Any) -> np.generic:
+        dtype, data = dtypes.from_json(payload["dtype"]), _raw(payload["data"])
+        if len(data) != dtype.itemsize:
+            raise TypeError
+        # An array would strip the NULs at the end of a string.
+        if dtype.kind == "S":
+            return np.bytes_(data)
+        if dtype.kind == "U":
+            return np.str_(data.decode("utf-32-le", "surrogatepass"))
+        scalar: Any = np.ndarray((), dtype, bytearray(data))
+        return scalar[()]  # type: ignore[no-any-return]
+
+    def _array(self, payload: Any, path: str, _depth: int) -> _device.Array:
+        return self._resolve(payload, path)
+
+    def _parameter(self, payload: Any, path: str, depth: int) -> Parameter:
+        number = payload["id"]
+        if number not in self._parameters:
+            data = self.decode(payload["data"], f"{path}.data", depth)
+            if type(payload["requires_grad"]) is not bool:
+                raise TypeError
+            name = self.decode(payload["name"], path)
+            self._parameters[number] = Parameter(data, payload["requires_grad"], name)
+        return self._parameters[number]
+
+    def _object(self, payload: Any, path: str, depth: int) -> Any:
+        if type(payload["class"]) is not str:
+            raise TypeError
+        return self.decode(payload["state"], path, depth)
+
+
+_DECODERS: dict[str, Callable[..., Any]] = {
+    "$dict": Decoder._dict,  # noqa: SLF001 - the table of this class
+    "$tuple": Decoder._tuple,  # noqa: SLF001
+    "$int": Decoder._int,  # noqa: SLF001
+    "$float": Decoder._float,  # noqa: SLF001
+    "$str": Decoder._str,  # noqa: SLF001
+    "$bytes": Decoder._bytes,  # noqa: SLF001
+    "$scalar": Decoder._scalar,  # noqa: SLF001
+    "$array": Decoder._array,  # noqa: SLF001
+    "$parameter": Decoder._parameter,  # noqa: SLF001
+    "$object": Decoder._object,  # noqa: SLF001
+}
+
+
+def split(node: Node) -> tuple[str | None, Any]:
+    """Return the tag and payload of a tagged node; the tag is None for any other node."""
+    if type(node) is dict and any(key[:1] == "$" for key in node):
+        return next(iter(node.items())) if len(node) == 1 else (" ".join(node), None)
+    return None, node
+
+
+def is_stateful(value: Any) -> bool:
+    """Say whether ``value`` is an object that gives and takes a state dict."""
+    return not isinstance(value, type) and all(
+        callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
+    )
+
+
+def _spelled(dtype: dtypes.DType, path: str) -> Any:
+    try:
+        return dtypes.to_json(dtype)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from None
+
+
+def _scalar_bytes(value: np.generic) -> bytes:
+    if isinstance(value, np.bytes_):
+        return bytes(value)
+    if isinstance(value, np.str_):
+        return value.encode("utf-32-le", "surrogatepass")
+    return value.tobytes()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _surrogates(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _raw(text: Any) -> bytes:
+    return base64.b64decode(text, validate=True)

@@ -1,0 +1,137 @@
+"""The same checkpoint on the host, on an emulated GPU, and on a real one."""
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu import device as _device
+from lucid_gpu.checkpoint import Checkpointer, dtypes, load, save
+from lucid_gpu.checkpoint.background import Staging
+from tests.checkpoint import trees
+
+
+@pytest.fixture
+def path(tmp_path, quick_sync):
+    return tmp_path / "checkpoint"
+
+
+ON_GPUS = [dtype for dtype in trees.DTYPES if dtypes.fits_gpu(dtype)]
+
+
+def numbers(shape=(40, 50), seed=0):
+    return trees.filled(np.dtype("f4"), shape, seed)
+
+
+def on(device, array):
+    return _device.copy(array, device)
+
+
+def host(array):
+    return _device.to(array, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ON_GPUS, ids=str)
+def test_every_dtype_of_the_device_round_trips(path, device, dtype):
+    arrays = [trees.filled(dtype, shape, 1) for shape in [(), (0,), (5,), (3, 4)]]
+    save(path, [on(device, array) for array in arrays])
+    assert trees.same(load(path), arrays)
+    loaded = load(path, device=device)
+    assert {_device.of(array) for array in loaded} == {device}
+    assert trees.same([host(array) for array in loaded], arrays)
+
+
+def test_what_no_gpu_holds_stays_on_the_host(path, device):
+    tree = {"names": np.array(["a", "b"]), "big": np.arange(3, dtype=">f4")}
+    save(path, tree)
+    assert trees.same(load(path, device=device), tree)
+
+
+def test_every_layout_is_saved_in_its_logical_order(path, device):
+    array = on(device, numbers())
+    views = [array, array.T, array[::2], array[:, 1:7], array[::-1]]
+    save(path, views)
+    assert trees.same(load(path), [host(view).copy() for view in views])
+
+
+def test_arrays_larger_than_the_staging_buffers_are_saved(path, device, monkeypatch):
+    monkeypatch.setattr(_device, "STAGING_BYTES", 1000)
+    save(path, on(device, numbers()))
+    assert trees.same(load(path), numbers())
+
+
+def test_parameters_come_back_on_the_device_asked_for(path, device):
+    save(path, Parameter(on(device, numbers()), name="w"))
+    assert load(path).device == "cpu"
+    loaded = load(path, device=device)
+    assert loaded.device == device
+    assert trees.same(loaded.numpy(), numbers())
+
+
+def test_what_was_saved_on_the_host_is_restored_on_the_device_and_back(path, device):
+    save(path, {"w": Parameter(numbers(), name="w"), "v": numbers(seed=1)})
+    there = {
+        "w": Parameter(on(device, np.zeros_like(numbers()))),
+        "v": on(device, np.zeros_like(numbers())),
+    }
+    assert load(path, into=there) == there
+    assert trees.same(there["w"].numpy(), numbers())
+    assert trees.same(host(there["v"]), numbers(seed=1))
+    save(path.parent / "back", there)
+    here = {"w": Parameter(np.zeros_like(numbers())), "v": np.zeros_like(numbers())}
+    load(path.parent / "back", into=here)
+    assert trees.same(here["w"].data, numbers())
+
+
+def test_strided_and_fortran_targets_are_restored_in_place(path, device):
+    save(path, [numbers(), numbers(seed=1)])
+    wide = on(device, np.zeros((40, 100), np.float32))
+    fortran = on(device, np.zeros((40, 50), np.float32, order="F"))
+    load(path, into=[wide[:, ::2], fortran])
+    assert trees.same(host(wide)[:, ::2].copy(), numbers())
+    assert not host(wide)[:, 1::2].any()
+    assert trees.same(host(fortran).copy("C"), numbers(seed=1))
+
+
+def test_the_same_buffer_seen_twice_is_stored_once(path, device):
+    w = on(device, numbers())
+    save(path, [w, w, Parameter(w)])
+    loaded = load(path)
+    assert loaded[0] is loaded[1] is loaded[2].data
+
+
+def test_a_background_save_holds_what_was_there_at_the_call(path, device):
+    w = on(device, np.zeros((40, 50), np.float32))
+    with Checkpointer(path) as checkpointer:
+        for step in range(3):
+            w += 1
+            checkpointer.save(step, [w, w.T], block=False)
+        w *= 0
+        loaded = [checkpointer.restore(step) for step in range(3)]
+    for step, (array, transposed) in enumerate(loaded):
+        assert set(array.ravel().tolist()) == set(transposed.ravel().tolist()) == {step + 1}
+
+
+@pytest.mark.parametrize("first", ["the update", "the copy"])
+def test_a_copy_from_a_busy_gpu_is_ordered_between_two_updates(emulated, first):
+    w = on("cuda:0", np.zeros(100, np.float32))
+    values = w.view(np.ndarray)
+    emulated.lazy = True
+    stream = emulated.default_stream(0)
+    stream.submit(lambda: values.fill(1))
+    copies, arrived = Staging().take({"t0": w})
+    stream.submit(lambda: values.fill(2))
+    assert values[0] == 0
+    if first == "the update":
+        stream.drain()
+        assert values[0] == 2
+    arrived()
+    assert set(copies["t0"].tolist()) == {1}
+
+
+def test_a_copy_from_a_gpu_is_not_waited_for(emulated):
+    w = on("cuda:0", np.zeros(100, np.float32))
+    before = emulated.record.synchronizations
+    _, arrived = Staging().take({"t0": w})
+    assert emulated.record.synchronizations == before
+    arrived()
+    assert emulated.record.synchronizations > before

@@ -1,0 +1,64 @@
+"""The format is frozen: what was written once is read for ever, and written the same way."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu.checkpoint import Checkpointer, load, shards
+from tests.checkpoint import trees
+from tests.checkpoint.stateful import Stateful
+
+GOLDEN = Path(__file__).parent / "golden"
+STEP = "step-000000001200"
+
+
+def tree():
+    shared = np.arange(6, dtype=np.float32).reshape(2, 3)
+    return {
+        "model": {
+            "w": Parameter(shared, name="w"),
+            "prompt": Parameter("Answer briefly.", requires_grad=False, name="prompt"),
+            "shared": shared,
+        },
+        "arrays": [
+            np.array([1.5, -0.0], ml_dtypes.bfloat16),
+            np.array([0.5, 448], ml_dtypes.float8_e4m3fn),
+            np.array([1 + 2j], np.complex128),
+            np.array([1, 2], ">i4"),
+            np.array([["x", "yz"]]),
+            np.array(["2026-01-01"], "M8[D]"),
+            np.array([(1, 2.5)], [("n", "<i4"), ("v", "<f8")]),
+            np.array(True),
+            np.empty((0, 3), np.float16),
+        ],
+        "scalars": (np.float32(0.1), np.bool_(True), np.str_("a"), np.int8(-1)),
+        "numbers": [0, -1, 2**53, -(2**70), 0.1, -0.0, float("inf"), float("nan"), True, None],
+        "text": ["\u00e9\U0001f600", "\udc80", b"\x00\xff", ""],
+        "keys": {1: "int", "1": "str", "$tag": "dollar", -(2**60): "big"},
+        "scheduler": Stateful({"last_epoch": 3, "lrs": (0.1, 0.2)}),
+    }
+
+
+def loaded_tree():
+    return {**tree(), "scheduler": {"last_epoch": 3, "lrs": (0.1, 0.2)}}
+
+
+def test_the_golden_checkpoint_loads():
+    assert trees.same(load(GOLDEN / STEP), loaded_tree())
+
+
+def test_the_same_tree_is_written_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 64)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1200, tree())
+    written = {file.name: file.read_bytes() for file in (tmp_path / STEP).iterdir()}
+    golden = {file.name: file.read_bytes() for file in (GOLDEN / STEP).iterdir()}
+    assert written == golden
+
+
+@pytest.mark.parametrize("line", ['"format":"lucid_gpu.checkpoint","version":[1,0],"step":1200'])
+def test_the_golden_manifest_begins_with_format_version_and_step(line):
+    assert (GOLDEN / STEP / "manifest.json").read_text().startswith("{" + line)

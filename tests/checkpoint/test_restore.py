@@ -1,0 +1,188 @@
+import copy
+import os
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu.checkpoint import CheckpointError, load, save
+from tests.checkpoint import trees
+from tests.checkpoint.stateful import Refusing, Stateful
+
+
+@pytest.fixture
+def path(tmp_path, quick_sync):
+    return tmp_path / "checkpoint"
+
+
+def numbers(seed=0):
+    return np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["C", "Fortran", "reversed", "strided"])
+def test_arrays_are_restored_in_place_whatever_their_layout(path, layout):
+    saved = numbers()
+    save(path, [saved])
+    target = trees.layouts(np.zeros((3, 4), np.float32))[layout]
+    assert load(path, into=[target])[0] is target
+    assert target.tolist() == saved.tolist()
+
+
+@pytest.mark.parametrize("dtype", trees.DTYPES, ids=str)
+def test_every_dtype_is_restored_in_place(path, dtype):
+    saved = [trees.filled(dtype, shape, seed=1) for shape in [(), (0,), (3, 4)]]
+    save(path, saved)
+    target = [np.zeros_like(array) for array in saved]
+    assert trees.same(load(path, into=target), saved)
+
+
+def test_parameters_are_restored_in_place(path):
+    save(path, [Parameter(numbers(), name="w", requires_grad=False), Parameter("prompt")])
+    w, prompt = Parameter(np.zeros((3, 4), np.float32)), Parameter("")
+    buffer = w.data
+    result = load(path, into=[w, prompt])
+    assert result[0] is w
+    assert w.data is buffer
+    assert buffer.tolist() == numbers().tolist()
+    assert (w.requires_grad, prompt.data) == (False, "prompt")
+
+
+def test_objects_take_their_state(path):
+    save(path, {"scheduler": Stateful({"epoch": 3, "w": numbers()})})
+    scheduler = Stateful({})
+    assert load(path, into={"scheduler": scheduler})["scheduler"] is scheduler
+    assert trees.same(scheduler.state, {"epoch": 3, "w": numbers()})
+
+
+def test_plain_values_and_none_are_answered_with_what_was_saved(path):
+    save(path, {"epoch": 7, "name": "run", "history": [1.0, {"w": numbers()}], "at": (1, 2)})
+    result = load(path, into={"epoch": 0, "name": "", "history": None, "at": (None, 5)})
+    assert trees.same(
+        result, {"epoch": 7, "name": "run", "history": [1.0, {"w": numbers()}], "at": (1, 2)}
+    )
+
+
+def test_a_shared_array_is_restored_into_every_place(path):
+    w = numbers()
+    save(path, [w, w])
+    a, b = np.zeros_like(w), np.asfortranarray(np.zeros_like(w))
+    load(path, into=[a, b])
+    assert a.tolist() == b.tolist() == w.tolist()
+
+
+def test_an_array_can_be_both_restored_in_place_and_returned(path):
+    w = numbers()
+    save(path, {"place": w, "value": w})
+    place = np.asfortranarray(np.zeros_like(w))
+    result = load(path, into={"place": place, "value": None})
+    assert place.tolist() == result["value"].tolist() == w.tolist()
+
+
+SAVED = {
+    "w": np.ones(3, np.float32),
+    "p": Parameter(np.ones(3, np.float32), name="p"),
+    "t": Parameter("text"),
+    "s": Stateful({"epoch": 1}),
+    "l": [1, 2],
+    "tuple": (1,),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "why"),
+    [
+        ("w", np.zeros(4, np.float32), r"tree\['w'\]: shape \(3,\) was saved"),
+        ("w", np.zeros(3, np.float64), r"tree\['w'\]: dtype float32 was saved"),
+        ("w", np.zeros(3, ">f4"), r"tree\['w'\]: dtype float32 was saved"),
+        ("w", Parameter(np.zeros(3, np.float32)), "has an array, and the target is a Parameter"),
+        ("w", np.broadcast_to(np.float32(0), (3,)), r"tree\['w'\]: the target is read-only"),
+        ("w", 3, "put None there"),
+        ("p", Parameter(np.zeros(2, np.float32)), r"tree\['p'\]\.data: shape"),
+        ("p", Parameter(np.zeros(3, np.float32), name="q"), "'p' was saved"),
+        ("p", Parameter("text"), "the target holds text"),
+        ("p", np.zeros(3, np.float32), "has a parameter, and the target is an array"),
+        ("t", Parameter(np.zeros(3, np.float32)), "has text, and the target holds an array"),
+        ("s", Refusing({"epoch": 2}), "has Stateful, and the target is a Refusing"),
+        ("s", {"epoch": 1}, "has an object, and the target is a dict"),
+        ("l", [1], "2 items were saved, and the target has 1"),
+        ("l", (1, 2), "has a list, and the target is a tuple"),
+        ("tuple", [1], "has a tuple, and the target is a list"),
+        ("new", 1, r"tree: the target lacks the keys \[\], and only it has \['new'\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_changes(path, key, target, why):
+    save(path, SAVED)
+    first = np.zeros(3, np.float32)
+    into = {**dict.fromkeys(SAVED), "w": first, key: target}
+    before = copy.deepcopy(into)
+    with pytest.raises(CheckpointError, match=why):
+        load(path, into=into)
+    assert trees.same(unwrap(into), unwrap(before))
+
+
+def unwrap(tree):
+    return {k: v.state_dict() if isinstance(v, Stateful) else v for k, v in tree.items()}
+
+
+def test_two_saved_arrays_for_one_buffer_are_refused(path):
+    save(path, [numbers(0), numbers(1)])
+    target = np.zeros((3, 4), np.float32)
+    with pytest.raises(CheckpointError, match="two arrays were saved"):
+        load(path, into=[target, target])
+    assert not target.any()
+
+
+def test_when_one_object_refuses_the_others_and_all_arrays_stay_as_they_were(path):
+    Twin = type("Refusing", (Stateful,), {})
+    save(path, [numbers(), Stateful({"epoch": 1}), Twin({"model": "other"})])
+    w, scheduler, refusing = np.zeros((3, 4), np.float32), Stateful({"epoch": 9}), Refusing({})
+    with pytest.raises(CheckpointError, match=r"tree\[2\]: Refusing refused its state"):
+        load(path, into=[w, scheduler, refusing])
+    assert (scheduler.state, refusing.state, w.any()) == ({"epoch": 9}, {}, False)
+
+
+def test_damage_anywhere_leaves_everything_as_it_was(path):
+    save(path, [numbers(0), Stateful({"w": numbers(1)}), numbers(2)])
+    shard = path / "data-00000.safetensors"
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+    targets = [np.zeros((3, 4), np.float32), Stateful({}), np.zeros((3, 4), np.float32)]
+    with pytest.raises(CheckpointError, match=r"data-00000.safetensors \(tree\[2\]\)"):
+        load(path, into=targets)
+    assert not targets[0].any()
+    assert not targets[2].any()
+    assert targets[1].state == {}
+
+
+def test_a_disk_that_fails_after_the_check_is_an_error_and_objects_are_put_back(path, monkeypatch):
+    save(path, [numbers(), Stateful({"epoch": 1})])
+    scheduler = Stateful({"epoch": 9})
+    read, calls = os.preadv, []
+
+    def failing(descriptor, buffers, offset):
+        calls.append(offset)
+        if len(calls) == verified + 1:
+            raise OSError(5, "Input/output error")
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    verified = 10**6
+    load(path, into=[np.zeros((3, 4), np.float32), Stateful({})])
+    verified = len(calls) - 1
+    calls.clear()
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        load(path, into=[np.zeros((3, 4), np.float32), scheduler])
+    assert scheduler.state == {"epoch": 9}
+
+
+def test_device_and_into_exclude_each_other(path):
+    save(path, 1)
+    with pytest.raises(ValueError, match="device and into exclude each other"):
+        load(path, device="cpu", into=0)
+
+
+def test_an_unknown_device_is_refused(path):
+    save(path, 1)
+    with pytest.raises(ValueError, match="device='gpu' is unknown"):
+        load(path, device="gpu")

@@ -1,0 +1,93 @@
+"""CuPy without a GPU: the part of it that lucid_gpu uses, on host memory.
+
+The kernels that a GPU would get are compiled by the system's C++ compiler and run over the very
+tables, so that everything between the optimizer and the GPU is tested on any machine. It is as
+strict as CuPy about memory of the host and of other devices, about what a capture allows, and
+about pinned memory; and it counts what CuPy does not: launches, compilations, allocations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
+
+import numpy as np
+
+import lucid_gpu.device
+import lucid_gpu.execution.cuda
+from tests.emulation import arrays, kernels, machine
+from tests.emulation.machine import MACHINE, Machine
+
+
+class _Module(types.ModuleType):
+    """``cupy``; what is not defined here is NumPy's function, checked and wrapped."""
+
+    def __getattr__(self, name: str):
+        value = getattr(np, name)
+        if isinstance(value, type) or not callable(value):
+            return value
+
+        def function(*args, **options):
+            arrays.check_operands(*args, *options.values())
+            return arrays.from_host(value(*arrays.on_host(args), **arrays.on_host(options)))
+
+        return function
+
+
+def _module() -> types.ModuleType:
+    cupy = _Module("cupy")
+    cupy.__version__ = "14.2.0"
+    cupy.ndarray = arrays.ndarray
+    cupy.array = arrays.array
+    cupy.asarray = lambda obj, dtype=None, order="K": arrays.array(obj, dtype, None, order)
+    cupy.ascontiguousarray = lambda obj, dtype=None: arrays.array(obj, dtype, None, "C")
+    cupy.asfortranarray = lambda obj, dtype=None: arrays.array(obj, dtype, None, "F")
+    cupy.asnumpy = lambda obj: obj.get() if isinstance(obj, arrays.ndarray) else np.asarray(obj)
+    cupy.empty = arrays.empty
+    cupy.RawModule = kernels.RawModule
+    cupy.ElementwiseKernel = kernels.ElementwiseKernel
+    cupy.cuda = types.SimpleNamespace(
+        Device=machine.Device,
+        Event=machine.Event,
+        Graph=machine.Graph,
+        Stream=machine.Stream,
+        get_current_stream=machine.get_current_stream,
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=machine.CUDARuntimeError,
+            getDevice=lambda: MACHINE.device,
+            getDeviceCount=lambda: MACHINE.devices,
+            getDeviceProperties=lambda number: {"name": b"Emulated GPU", "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
+        ),
+    )
+    return cupy
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Machine]:
+    """Stand in for CuPy inside a ``with`` block and yield the machine."""
+    names = ("cupy", "cupyx")
+    before = {name: sys.modules.get(name) for name in names}
+    MACHINE.reset()
+    sys.modules["cupy"] = _module()
+    sys.modules["cupyx"] = cupyx = types.ModuleType("cupyx")
+    cupyx.empty_pinned = arrays.PINNED.empty
+    _forget()
+    try:
+        yield MACHINE
+    finally:
+        for name in names:
+            sys.modules.pop(name)
+            if before[name] is not None:
+                sys.modules[name] = before[name]
+        _forget()
+
+
+def _forget() -> None:
+    """Clear what lucid_gpu remembers of CuPy."""
+    lucid_gpu.device._probe.cache_clear()
+    lucid_gpu.execution.cuda._compiled.cache_clear()
+    lucid_gpu.execution.cuda._elementwise.cache_clear()

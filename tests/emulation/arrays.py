@@ -1,0 +1,195 @@
+"""Emulated device arrays, and the pinned memory that copies to and from them pass through."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import defaultdict
+
+import numpy as np
+
+from tests.emulation.machine import MACHINE, Device, get_current_stream
+
+
+class MemoryPointer:
+    """An address in emulated device memory."""
+
+    def __init__(self, owner: ndarray, ptr: int) -> None:
+        self.ptr = ptr
+        self.device_id = owner.device.id
+        self._owner = owner
+        self._end = owner.ctypes.data + owner.nbytes
+
+    def __int__(self) -> int:
+        return self.ptr
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self._owner, self.ptr + offset)
+
+    def copy_from_host_async(self, mem: int, size: int, stream=None) -> None:
+        self._check(mem, size)
+        MACHINE.record.uploads.append(size)
+        self._submit(lambda: ctypes.memmove(self.ptr, mem, size), stream)
+
+    def copy_to_host_async(self, mem: int, size: int, stream=None) -> None:
+        self._check(mem, size)
+        MACHINE.record.downloads.append(size)
+        self._submit(lambda: ctypes.memmove(mem, self.ptr, size), stream)
+
+    def _submit(self, work, stream) -> None:
+        (stream or get_current_stream()).submit(work)
+
+    def _check(self, mem: int, size: int) -> None:
+        if not PINNED.holds(mem, size):
+            raise ValueError(f"{size} bytes at host address {mem:#x} are not pinned")
+        if self.ptr + size > self._end:
+            raise ValueError(f"a copy of {size} bytes runs past the end of the device array")
+
+
+class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
+    """An array in the memory of an emulated device, as strict with the host's as CuPy's."""
+
+    def __array_finalize__(self, parent: object) -> None:
+        self._device_id = parent._device_id if isinstance(parent, ndarray) else MACHINE.device
+
+    @property
+    def device(self) -> Device:
+        return Device(self._device_id)
+
+    @property
+    def data(self) -> MemoryPointer:
+        return MemoryPointer(self, self.ctypes.data)
+
+    def get(self, stream=None, order: str = "C", out: np.ndarray | None = None) -> np.ndarray:
+        (stream or get_current_stream()).synchronize()
+        host = np.array(on_host(self), order=order)
+        if out is None:
+            return host
+        out[...] = host
+        return out
+
+    def set(self, host: np.ndarray) -> None:
+        on_host(self)[...] = host
+
+    def copy(self, order: str = "C") -> ndarray:
+        return new(on_host(self).copy(order))
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        check_operands(*inputs, *options.get("out", ()))
+        result = getattr(ufunc, method)(*on_host(inputs), **on_host(options))
+        if "out" in options:
+            return options["out"][0] if len(options["out"]) == 1 else options["out"]
+        return from_host(result)
+
+    def __getitem__(self, key):
+        result = super().__getitem__(key)
+        return from_host(result) if isinstance(result, np.generic) else result
+
+    def __setitem__(self, key, value) -> None:
+        if isinstance(value, np.ndarray) and not isinstance(value, ndarray) and value.ndim:
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        check_operands(self, value if isinstance(value, ndarray) else 0)
+        super().__setitem__(key, on_host(value))
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self._device_id
+
+
+def new(host: np.ndarray) -> ndarray:
+    """Return memory of the host as a newly allocated array of the current device."""
+    MACHINE.note_allocation()
+    array = host.view(ndarray)
+    array._device_id = MACHINE.device
+    return array
+
+
+def from_host(value):
+    """Return what a NumPy function returned as CuPy would: scalars are arrays of no dimension."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(from_host, value))
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    return new(value) if isinstance(value, np.ndarray) else value
+
+
+def on_host(value):
+    """Return a value with its emulated arrays as NumPy's, sharing memory."""
+    if isinstance(value, ndarray):
+        return value.view(np.ndarray)
+    if isinstance(value, tuple | list):
+        return type(value)(map(on_host, value))
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    return value
+
+
+def check_operands(*values: object) -> None:
+    """Raise as CuPy does if something is in the memory of the host or of another device."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            check_operands(*value)
+        elif isinstance(value, ndarray):
+            if value._device_id != MACHINE.device:
+                raise ValueError(
+                    f"The device where the array resides ({value._device_id}) is different from "
+                    f"the current device ({MACHINE.device}). Peer access is unavailable"
+                )
+        elif isinstance(value, np.ndarray):
+            raise TypeError(f"Unsupported type {type(value)}")
+
+
+def array(obj, dtype=None, copy: bool | None = True, order: str = "K") -> ndarray:
+    """``cupy.array``: ``copy=False`` forbids a copy, None avoids it."""
+    if not isinstance(obj, ndarray):
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+        order = "C" if order == "K" and not isinstance(obj, np.ndarray) else order
+        return _filled(np.array(obj, dtype, order=order))
+    if copy is not True and obj._device_id == MACHINE.device:
+        same = np.array(on_host(obj), dtype, order=order, copy=None)
+        if np.shares_memory(same, obj) or not obj.size:
+            return obj
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+    return _filled(on_host(obj), dtype, order)
+
+
+def _filled(source: np.ndarray, dtype=None, order: str = "K") -> ndarray:
+    """Return a new array and queue the copy of ``source`` into it."""
+    target = new(np.empty_like(source, dtype, order, subok=False))
+    get_current_stream().submit(lambda: np.copyto(on_host(target), source))
+    return target
+
+
+def empty(shape, dtype=float, order: str = "C") -> ndarray:
+    """``cupy.empty``, filled with what no computation survives unnoticed."""
+    host = np.empty(shape, dtype, order)
+    host.reshape(-1, order="A").view(np.uint8)[...] = 0xFF
+    return new(host)
+
+
+class PinnedPool:
+    """Page-locked memory that is handed out again as soon as nothing refers to it."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray] = {}
+        self._free: dict[int, list[bytearray]] = defaultdict(list)
+
+    def empty(self, shape, dtype=float, order: str = "C") -> np.ndarray:
+        MACHINE.note_allocation()
+        count = int(np.prod(shape))
+        size = -(-max(count * np.dtype(dtype).itemsize, 1) // 512) * 512
+        block = self._free[size].pop() if self._free[size] else bytearray(size)
+        lease = (ctypes.c_ubyte * size).from_buffer(block)
+        self._blocks[ctypes.addressof(lease)] = block
+        weakref.finalize(lease, self._free[size].append, block)
+        return np.frombuffer(lease, dtype, count).reshape(shape, order=order)
+
+    def holds(self, address: int, size: int) -> bool:
+        return any(
+            start <= address and address + size <= start + len(block)
+            for start, block in self._blocks.items()
+        )
+
+
+PINNED = PinnedPool()
