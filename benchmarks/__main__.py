@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     known = questions()
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(list(known)).parse_args(arguments)
+    parser = _parser(list(known))
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.questions) - set(known))
+    if unknown:
+        parser.error(f"unknown question {unknown[0]!r}: ask {', '.join(known)}")
     home = device.resolve(options.device) if options.device else device.default()
     minutes = options.minutes or MINUTES["cpu" if home == "cpu" else "cuda"]
     shares = sum(module.SHARE for module in known.values())

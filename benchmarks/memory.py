@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contest, peers, workloads
-from benchmarks.peers import Task
+from benchmarks.peers import Task, pytorch
 from benchmarks.protocol import Measurement, Options, Report, Unavailable
 from benchmarks.workloads import ADAM, Workload
 from lucid_gpu import device
@@ -130,10 +130,7 @@ def _peak_on_gpu(name: str, workload: Workload, home: str) -> int:
 
 
 def _peak_of_torch(name: str, task: Task) -> int:
-    try:
-        import torch
-    except ImportError as error:
-        raise Unavailable(f"PyTorch is not installed ({error}): pip install torch") from error
+    torch = pytorch.load(task.device)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -55,7 +55,8 @@ def times_ours(report: Report, figure: Any) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.grid(axis="both", alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if contenders:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _lines(measurements: list[Measurement]) -> dict[tuple[str, str], list[Measurement]]:

@@ -38,13 +38,13 @@ def run(options: Options) -> Report:
         "wall: a loop of steps, host and device; ours and peers in turn in one run",
         "wall, moving gradients: each step finds its gradients elsewhere; setting them is not "
         "counted, nor is it hidden: the host question counts it",
-        "limit: a copy of as many bytes as the step must move",
     ]
     if options.device != "cpu":
-        notes.append(
+        notes += [
             "device: between CUDA events, with the launches queued ahead as far as the queue "
-            "holds them (about a thousand)"
-        )
+            "holds them (about a thousand)",
+            "limit: a copy, on the device, of as many bytes as the step must move",
+        ]
     return Report(NAME, options.device, measurements, notes)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.analysis import Finding, findings, is_ours
 from benchmarks.protocol import Measurement, Report
 
-WIDTH = 140
+WIDTH = 150
 """Columns where the terminal does not say how wide it is."""
 
 PREFIXES = {
@@ -25,7 +25,7 @@ def show(report: Report, title: str, console: Console | None = None) -> None:
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title=title, title_justify="left")
     for column in ("work", "metric", "contender"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for column in ("median", "spread", "B/param", "GB/s", "of limit", "time of ours"):
         table.add_column(column, justify="right", no_wrap=True)
     measured = [found for found in findings(report.measurements) if found.measurement.samples]
@@ -40,8 +40,7 @@ def show(report: Report, title: str, console: Console | None = None) -> None:
             style = "bold" if is_ours(found.measurement) else None
             table.add_row(*label, *_cells(found), style=style)
     console.print(table)
-    about = dict.fromkeys(f"{m.workload}: {m.note}" for m in report.measurements if m.note)
-    for line in (*_missing(report.measurements), *about, *report.notes):
+    for line in (*_missing(report.measurements), *_remarks(measured), *report.notes):
         console.print(f"· {line}", highlight=False)
 
 
@@ -86,6 +85,20 @@ def _missing(measurements: list[Measurement]) -> list[str]:
         f"missing: {contender} ({reason}) in {', '.join(dict.fromkeys(where))}"
         for (contender, reason), where in work.items()
     ]
+
+
+def _remarks(measured: list[Finding]) -> list[str]:
+    """Return the notes beside measurements: once where all contenders of some work share one."""
+    notes: dict[str, dict[str, str]] = {}
+    for measurement in (found.measurement for found in measured):
+        notes.setdefault(measurement.workload, {})[measurement.contender] = measurement.note
+    lines = []
+    for work, by_contender in notes.items():
+        if len(set(by_contender.values())) == 1:
+            lines += [f"{work}: {note}" for note in set(by_contender.values()) if note]
+        else:
+            lines += [f"{work}, {name}: {note}" for name, note in by_contender.items() if note]
+    return lines
 
 
 def _number(value: float, digits: str, suffix: str = "") -> str:

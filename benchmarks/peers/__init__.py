@@ -24,7 +24,9 @@ BUILDERS: dict[str, Callable[[Task], Contender]] = {
 }
 """How to make each contender. Called with a task; raises Unavailable where it cannot run."""
 
-ON_GPU_ONLY = tuple(name for name in BUILDERS if "graph" in name or name == "ElementwiseKernel")
+ON_GPU_ONLY = tuple(
+    name for name in BUILDERS if "graph" in name or name in ("ElementwiseKernel", "limit")
+)
 
 
 def names(device: str) -> list[str]:

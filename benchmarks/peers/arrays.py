@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any
-
-import numpy as np
-
 from benchmarks.peers.task import LR, Contender, Task
 from benchmarks.protocol import Unavailable
-from lucid_gpu.execution.cpu import thread_count
 
 BETA1, BETA2, EPS, MOMENTUM = 0.9, 0.999, 1e-8, 0.9
 
@@ -68,18 +61,20 @@ class Elementwise(_PerTensor):
         kernel = self.task.xp.ElementwiseKernel
         if self._is_adam:
             self._kernel = kernel(
-                "T g, T lr, T c1, T c2, T correction2, T eps",
-                "T param, T m, T v",
+                "float32 g, float32 lr, float32 c1, float32 c2, float32 correction2, float32 eps",
+                "float32 param, float32 m, float32 v",
                 "m += c1 * (g - m); v += c2 * (g * g - v);"
                 "param -= lr * m / (sqrt(v / correction2) + eps);",
                 "adam_of_one_tensor",
+                no_return=True,
             )
         else:
             self._kernel = kernel(
-                "T g, T lr, T momentum",
-                "T param, T m",
+                "float32 g, float32 lr, float32 momentum",
+                "float32 param, float32 m",
                 "m = momentum * m + g; param -= lr * m;",
                 "momentum_of_one_tensor",
+                no_return=True,
             )
 
     def step(self) -> None:
@@ -96,7 +91,7 @@ class Elementwise(_PerTensor):
                 self._kernel(g, LR, MOMENTUM, param, m)
 
 
-LARGEST_COPY, LARGEST_COPY_ON_GPU = 128 << 20, 2 << 30
+LARGEST_COPY = 2 << 30
 """Bytes of the array that :class:`Copy` copies; more traffic is several copies."""
 
 SMALLEST_TRAFFIC = 64 << 20
@@ -104,37 +99,27 @@ SMALLEST_TRAFFIC = 64 << 20
 
 
 class Copy(Contender):
-    """Copies as many bytes as a step moves: reads half of them and writes half."""
+    """Copies as many bytes as a step moves: reads half of them and writes half.
+
+    On a GPU only: a CPU copies more slowly than it updates in place, so a copy is no limit there.
+    """
 
     def __init__(self, task: Task) -> None:
+        if task.device == "cpu":
+            raise Unavailable("a copy is no limit of what a CPU can do in place")
         if task.traffic < SMALLEST_TRAFFIC:
             raise Unavailable(f"less than {SMALLEST_TRAFFIC >> 20} MiB move: caches set the limit")
         super().__init__(task)
-        half = task.traffic // 2
-        largest = LARGEST_COPY if task.device == "cpu" else LARGEST_COPY_ON_GPU
-        self._whole, rest = divmod(half, largest)
-        nbytes = min(half, largest)
-        self._source = task.xp.zeros(nbytes, np.uint8) + 1
+        whole, rest = divmod(task.traffic // 2, LARGEST_COPY)
+        self._parts = [*[LARGEST_COPY] * whole, rest]
+        self._source = task.xp.zeros(max(self._parts), task.xp.uint8) + task.xp.uint8(1)
         self._target = task.xp.empty_like(self._source)
-        self._rest = rest if self._whole else nbytes
-        self._pool = ThreadPoolExecutor(thread_count()) if task.device == "cpu" else None
 
     def step(self) -> None:
         """Copy the bytes of one step."""
-        for nbytes in (*[len(self._source)] * self._whole, self._rest):
-            if self._pool is None:
-                self._copy_on_device(nbytes)
-            else:
-                self._copy_on_threads(nbytes, self._pool)
+        stream = self.task.xp.cuda.get_current_stream()
+        for nbytes in self._parts:
+            self._target.data.copy_from_device_async(self._source.data, nbytes, stream)
 
     def use_gradients(self, which: int) -> None:
         """Do nothing: there are no gradients."""
-
-    def _copy_on_device(self, nbytes: int) -> None:
-        stream: Any = self.task.xp.cuda.get_current_stream()
-        self._target.data.copy_from_device_async(self._source.data, nbytes, stream)
-
-    def _copy_on_threads(self, nbytes: int, pool: ThreadPoolExecutor) -> None:
-        bounds = np.linspace(0, nbytes, thread_count() + 1, dtype=np.int64).tolist()
-        parts = [slice(*pair) for pair in pairwise(bounds)]
-        list(pool.map(lambda part: np.copyto(self._target[part], self._source[part]), parts))

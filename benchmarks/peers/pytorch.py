@@ -30,9 +30,13 @@ class PyTorch(Contender):
 
     def __init__(self, task: Task, kind: str, in_graph: bool) -> None:
         super().__init__(task)
-        self._torch = torch = _import(task.device)
+        self._torch = torch = load(task.device)
         self._params = [torch.nn.Parameter(self._share(array)) for array in task.params]
         self._sets = [[self._share(array) for array in grads] for grads in task.grads]
+        if kind == "foreach" and task.rule.options.get("nesterov"):
+            # It adds the momentum to the gradients in place, which the other contenders share.
+            self._sets = [[grad.clone() for grad in grads] for grads in self._sets]
+            self.copied = 4 * task.workload.parameters * len(self._sets)
         self.use_gradients(0)
         cls, options = _translate(torch, task)
         if in_graph and task.rule.optimizer == "Adam":
@@ -68,7 +72,12 @@ class PyTorch(Contender):
         self._launch = graph.replay
 
 
-def _import(device: str) -> Any:
+def load(device: str) -> Any:
+    """Return the module, set up for a device.
+
+    Raises:
+        Unavailable: it is not installed, or sees no GPU where one is asked for.
+    """
     try:
         import torch
     except ImportError as error:
