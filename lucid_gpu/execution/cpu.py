@@ -1,4 +1,8 @@
-"""Runs the NumPy twin of a rule, in blocks that stay in cache, on threads."""
+"""Runs a rule on the CPU, in blocks that stay in cache, on threads.
+
+Blocks are updated by the rule's NumPy twin, or to the same bits by compiled code; see
+:mod:`lucid_gpu.execution.native`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lucid_gpu.device import C_ORDER, address, contiguity, of
+from lucid_gpu.execution import native
+from lucid_gpu.execution.native import Update
 from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 17
@@ -86,10 +92,10 @@ class CpuExecutor:
             for region in _regions(work.params[tensor].shape, flat)
         ]
         self._jobs += [_Pack(work, tensors) for tensors in packs]
+        self._elements = sum(param.size for param in work.params)
         # Each further thread must find enough to do.
-        self._most_workers = min(
-            len(self._jobs), -(-sum(param.size for param in work.params) // THREAD_ELEMENTS)
-        )
+        self._most_workers = min(len(self._jobs), -(-self._elements // THREAD_ELEMENTS))
+        self._stepped = 0
         self._grads, work.grads = work.grads, []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
@@ -104,33 +110,43 @@ class CpuExecutor:
         dtype = self._work.dtype
         # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
         rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
+        constants = list(zip(rounded, self._work.variants, self._updates(), strict=True))
         workers = min(thread_count(), self._most_workers) if self._most_workers > 1 else 1
         try:
-            self._run_on_threads(rounded, workers)
+            self._run_on_threads(constants, workers)
         finally:
             self._grads = []
 
-    def _run_on_threads(self, scalars: list[Any], workers: int) -> None:
+    def _updates(self) -> list[Update]:
+        """Return what updates the blocks of each row: compiled code, if it is there already."""
+        rule, dtype = self._work.rule, self._work.dtype
+        self._stepped += self._elements
+        if self._stepped < native.WORTHWHILE:
+            return [rule.update] * len(self._work.variants)
+        builds = [native.build(rule, variant, dtype) for variant in self._work.variants]
+        return [(build and build.update()) or rule.update for build in builds]
+
+    def _run_on_threads(self, constants: list[Any], workers: int) -> None:
         jobs = iter(self._jobs)
         if workers == 1:
-            self._run_jobs(jobs, scalars)
+            self._run_jobs(jobs, constants)
             return
         pool = _pool(workers - 1, os.getpid())
         shared = _Shared(jobs)
-        others = [pool.submit(self._run_jobs, shared, scalars) for _ in range(workers - 1)]
+        others = [pool.submit(self._run_jobs, shared, constants) for _ in range(workers - 1)]
         try:
-            self._run_jobs(shared, scalars)
+            self._run_jobs(shared, constants)
         finally:
             errors = [other.exception() for other in others]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _run_jobs(self, jobs: Iterator[Job], scalars: list[Any]) -> None:
+    def _run_jobs(self, jobs: Iterator[Job], constants: list[Any]) -> None:
         # A GPU raises no floating-point warnings either; NaN and infinity pass through.
         with np.errstate(all="ignore"):
             for job in jobs:
-                job.run(self._grads, scalars)
+                job.run(self._grads, constants)
 
     def _matches(self, grads: Sequence[Any]) -> list[bool]:
         """Say of each tensor in no pack whether it can be flattened together with its gradient."""
@@ -146,14 +162,17 @@ class _Block:
         self._param, *self._slots = map(self._cut, (work.params[tensor], *work.slots[tensor]))
         self._slots += [None] * (len(work.rule.slots) - len(self._slots))
 
-    def run(self, grads: Sequence[Any], scalars: Sequence[Any]) -> None:
-        rule, row, param = self._work.rule, self._row, self._param
+    def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
+        rule, param = self._work.rule, self._param
+        scalars, variant, update = constants[self._row]
+        if not self._flat:  # compiled code knows no strides
+            update = rule.update
         scratch = [
             memory[: param.size].reshape(param.shape)
             for memory in _scratch(rule.scratch, self._work.dtype)
         ]
         grad = self._cut(grads[self._tensor])
-        rule.update(scalars[row], self._work.variants[row], param, grad, *self._slots, *scratch)
+        update(scalars, variant, param, grad, *self._slots, *scratch)
 
     def _cut(self, array: Any) -> Any:
         return (_flatten(array) if self._flat else array)[self._region]
@@ -175,15 +194,16 @@ class _Pack:
         kept = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
         self._kept = [(_joined(arrays), [_as_bytes(array) for array in arrays]) for arrays in kept]
 
-    def run(self, grads: Sequence[Any], scalars: Sequence[Any]) -> None:
-        rule, row = self._work.rule, self._row
+    def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
+        rule = self._work.rule
+        scalars, variant, update = constants[self._row]
         count = len(self._kept)
         memory = _scratch(count + 1 + rule.scratch, self._work.dtype)
         grad, *arrays = (array[: self._size] for array in memory)
         np.concatenate([grads[tensor] for tensor in self._tensors], axis=None, out=grad)
         param, *slots = map(self._gathered, self._kept, arrays)
         slots += [None] * (len(rule.slots) - len(slots))
-        rule.update(scalars[row], self._work.variants[row], param, grad, *slots, *arrays[count:])
+        update(scalars, variant, param, grad, *slots, *arrays[count:])
         for (joined, parts), array in zip(self._kept, arrays, strict=False):
             if joined is None:
                 pieces = map(getitem, repeat(_as_bytes(array)), self._places)
