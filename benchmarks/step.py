@@ -11,6 +11,7 @@ from benchmarks.peers import Contender
 from benchmarks.protocol import Options, Report
 from benchmarks.timing import Sample
 from benchmarks.workloads import ADAM, MOMENTUM, SWITCHES, Workload
+from lucid_gpu.execution import native
 
 NAME = "step"
 QUESTION = "How fast is a step?"
@@ -39,7 +40,9 @@ def run(options: Options) -> Report:
         "wall, moving gradients: each step finds its gradients elsewhere; setting them is not "
         "counted, nor is it hidden: the host question counts it",
     ]
-    if options.device != "cpu":
+    if options.device == "cpu":
+        notes.append(f"ours: {native.outlook()}; ours, NumPy: without a compiler")
+    else:
         notes += [
             "device: between CUDA events, with the launches queued ahead as far as the queue "
             "holds them (about a thousand)",

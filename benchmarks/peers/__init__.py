@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.peers import arrays, optax, ours, pytorch
 from benchmarks.peers.task import Contender, Task
@@ -11,6 +12,7 @@ __all__ = ["BUILDERS", "Contender", "Task", "names"]
 
 BUILDERS: dict[str, Callable[[Task], Contender]] = {
     "ours": ours.Ours,
+    "ours, NumPy": partial(ours.Ours, mode="numpy"),
     "torch fused": pytorch.builder("fused"),
     "torch foreach": pytorch.builder("foreach"),
     "torch single": pytorch.builder("single"),
@@ -28,7 +30,10 @@ ON_GPU_ONLY = tuple(
     name for name in BUILDERS if "graph" in name or name in ("ElementwiseKernel", "limit")
 )
 
+ON_CPU_ONLY = ("ours, NumPy",)
+
 
 def names(device: str) -> list[str]:
     """Return the contenders that make sense on a device, installed or not."""
-    return [name for name in BUILDERS if device != "cpu" or name not in ON_GPU_ONLY]
+    elsewhere = ON_GPU_ONLY if device == "cpu" else ON_CPU_ONLY
+    return [name for name in BUILDERS if name not in elsewhere]

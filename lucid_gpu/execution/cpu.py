@@ -121,10 +121,11 @@ class CpuExecutor:
         """Return what updates the blocks of each row: compiled code, if it is there already."""
         rule, dtype = self._work.rule, self._work.dtype
         self._stepped += self._elements
-        if self._stepped < native.WORTHWHILE:
-            return [rule.update] * len(self._work.variants)
-        builds = [native.build(rule, variant, dtype) for variant in self._work.variants]
-        return [(build and build.update()) or rule.update for build in builds]
+        own = {
+            variant: native.update_of(rule, variant, dtype, self._stepped)
+            for variant in set(self._work.variants)
+        }
+        return [own[variant] for variant in self._work.variants]
 
     def _run_on_threads(self, constants: list[Any], workers: int) -> None:
         jobs = iter(self._jobs)

@@ -3,7 +3,8 @@
 NumPy passes over a block once per operation; compiled code passes once for all of them, with the
 same operations in the same order, so that the result is the same to the bit. Compilation runs in
 the background, and only for work that is worth it: until it is done, and wherever there is no
-compiler, NumPy steps. ``LUCID_GPU_CPU=numpy`` keeps it to NumPy.
+compiler, NumPy steps. ``LUCID_GPU_CPU=numpy`` keeps it to NumPy, ``LUCID_GPU_CPU=compiled`` has
+the first step wait for the compiler.
 """
 
 from __future__ import annotations
@@ -35,23 +36,26 @@ FLAGS = (
 WORTHWHILE = 1 << 26
 """Elements to be stepped by NumPy before a compiler is called: about a tenth of a second's work."""
 
+MODES = ("auto", "numpy", "compiled")
+
 Update = Callable[..., None]
 
 
 def compiler() -> str | None:
     """Return the path of the system's C++ compiler, or None; ``CXX`` names another one."""
-    if os.environ.get("LUCID_GPU_CPU") == "numpy":
-        return None
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((path for path in map(shutil.which, names) if path), None)
 
 
 def outlook() -> str:
     """Say in words whether compiled code will take over from NumPy, and when."""
-    path = compiler()
+    path, mode = compiler(), _mode()
+    if mode == "numpy":
+        return "compiled code never takes over: LUCID_GPU_CPU is 'numpy'"
     if path is None:
-        return "compiled code never takes over: no C++ compiler is in use"
-    return f"code compiled by {path} takes over, to the same bits, after {WORTHWHILE:,} updates"
+        return "compiled code never takes over: no C++ compiler was found"
+    after = "at the first step" if mode == "compiled" else f"after {WORTHWHILE:,} updates"
+    return f"code compiled by {path} takes over {after}, to the same bits"
 
 
 class Build:
@@ -135,6 +139,33 @@ def build(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Build | None:
     """Begin to build a variant, once in a process; None where there is no compiler."""
     path = compiler()
     return None if path is None else Build(rule, variant, dtype, path)
+
+
+def update_of(rule: type[Rule], variant: Any, dtype: np.dtype[Any], stepped: int) -> Update:
+    """Return what updates a contiguous block: compiled code if it is there, else NumPy's twin.
+
+    Args:
+        rule: the optimizer class.
+        variant: the choice of its switches.
+        dtype: of parameters, gradients and slots.
+        stepped: how many elements were stepped so far; few do not call a compiler.
+
+    Raises:
+        ValueError: ``LUCID_GPU_CPU`` is none of its values.
+    """
+    mode = _mode()
+    if mode == "numpy" or (mode == "auto" and stepped < WORTHWHILE):
+        return rule.update
+    own = build(rule, variant, dtype)
+    compiled = own and (own.wait() if mode == "compiled" else own.update())
+    return compiled or rule.update
+
+
+def _mode() -> str:
+    mode = os.environ.get("LUCID_GPU_CPU", MODES[0])
+    if mode not in MODES:
+        raise ValueError(f"LUCID_GPU_CPU must be one of {', '.join(MODES)}, not {mode!r}")
+    return mode
 
 
 def cache_directory() -> Path:

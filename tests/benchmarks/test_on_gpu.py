@@ -74,7 +74,7 @@ def test_step_measures_wall_and_device_time_and_reports_the_peers_of_the_largest
     assert gpu.spins
     assert gpu.freed
     largest = [m for m in report.measurements if m.workload == "GPT-2 1.5B"]
-    assert {m.contender for m in largest} == set(peers.BUILDERS)
+    assert {m.contender for m in largest} == set(peers.names("cuda:0"))
     assert {m.contender for m in largest if m.samples} == RUN_HERE - {"array expressions"}
 
 

@@ -13,6 +13,7 @@ from lucid_gpu.execution import cpu, native
 from lucid_gpu.optim import SGD, Adam, FusedOptimizer
 from lucid_gpu.optim.fused import FusedOptimizer as Fused
 
+PLAIN = Adam.Variant(False, "none", False)
 OPTIONS = {
     "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.9,
     "decoupled_weight_decay": True, "dampening": 0.1, "dampen_first": True,
@@ -127,7 +128,20 @@ def test_without_a_compiler_numpy_goes_on(monkeypatch):
 
 def test_the_user_can_keep_it_to_numpy(monkeypatch):
     monkeypatch.setenv("LUCID_GPU_CPU", "numpy")
-    assert native.compiler() is None
+    assert native.update_of(Adam, PLAIN, np.dtype(np.float32), 1 << 60) is Adam.update
+    assert "'numpy'" in native.outlook()
+
+
+def test_the_user_can_have_it_from_the_first_step_on(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    assert native.update_of(Adam, PLAIN, np.dtype(np.float32), 0) is not Adam.update
+    assert "at the first step" in native.outlook()
+
+
+def test_an_unknown_mode_is_an_error_that_lists_the_known(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_CPU", "fast")
+    with pytest.raises(ValueError, match="auto, numpy, compiled, not 'fast'"):
+        trained(3, 1)
 
 
 @pytest.mark.parametrize(
