@@ -1,23 +1,16 @@
-"""How fast checkpoints are saved and loaded, what memory that takes, and what training notices.
-
-Run alone, ``python -m benchmarks.checkpoint`` also records the answer in ``benchmarks/results``.
-"""
+"""How fast checkpoints are saved and loaded, what memory that takes, and what training notices."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import importlib.metadata
-import json
+import contextlib
+import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +21,11 @@ from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report
 from lucid_gpu import device as _device
 
 NAME = "checkpoint"
-QUESTION = "How fast are checkpoints saved and loaded, and what does training notice of it?"
-SHARE = 2.0
+QUESTION = "How long do checkpoints take, and what does training notice of them?"
+SHARE = 2
+
+ROUNDS = 5
+"""The fewest rounds: disks are noisy, and a ratio is the median of its rounds."""
 
 Arrays = list[Any]
 Save = Callable[[Path, Arrays], None]
@@ -46,7 +42,7 @@ def run(options: Options) -> Report:
         measurements = [
             *_saving(directory, arrays, options.seconds * 0.3),
             *_loading(directory, arrays, targets, options.seconds * 0.3),
-            *_memory(directory, arrays, targets),
+            *_memory(directory, nbytes, options.device),
             *_copying(directory, arrays, options.seconds * 0.15),
             *_training(directory, options),
         ]
@@ -69,6 +65,10 @@ def _arrays(nbytes: int, device: str, count: int = 64) -> Arrays:
     draw = np.random.default_rng(0)
     hosts = [draw.standard_normal(nbytes // count // 4, np.float32) for _ in range(count)]
     return [_device.to(host, device) for host in hosts]
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _host(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -160,10 +160,16 @@ CONTENDERS = {
 
 def _installed() -> Iterator[tuple[str, Save, Load]]:
     for name, make in CONTENDERS.items():
-        try:
+        with contextlib.suppress(ImportError):
             yield (name, *make())
+
+
+def _missing(workload: str) -> Iterator[Measurement]:
+    for name, make in CONTENDERS.items():
+        try:
+            make()
         except ImportError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            yield Measurement(workload, name, [], missing=str(error))
 
 
 def _remove(path: Path) -> None:
@@ -185,9 +191,10 @@ def _saving(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measure
             for name, save, _ in _installed()
         },
         seconds,
-        at_least=5,
+        at_least=ROUNDS,
     )
-    yield from _measured("save", samples)
+    yield from _measured("save", samples, _size(arrays))
+    yield from _missing("save")
 
 
 def _loading(
@@ -207,7 +214,8 @@ def _loading(
             name: lambda load=load, path=directory / name: sample(load, path, cold)  # noqa: B023
             for name, _, load in _installed()
         }
-        yield from _measured(workload, timing.interleaved(contenders, seconds / 2, at_least=5))
+        samples = timing.interleaved(contenders, seconds / 2, at_least=ROUNDS)
+        yield from _measured(workload, samples, _size(arrays))
 
 
 def _forget(path: Path) -> None:
@@ -217,22 +225,29 @@ def _forget(path: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _memory(directory: Path, arrays: Arrays, targets: Arrays) -> Iterator[Measurement]:
-    for name, save, load in _installed():
+def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
+    """Measure in processes of their own, whose memory no contender before has stretched."""
+    spawn = multiprocessing.get_context("spawn")
+    for name, _, _ in _installed():
         path = directory / f"{name}-memory"
-        peak = _peak(lambda save=save, path=path: save(path, arrays))
-        yield Measurement("save, extra memory", name, [peak], "peak", "B")
-        peak = _peak(lambda load=load, path=path: load(path, targets))
-        yield Measurement("load, extra memory", name, [peak], "peak", "B")
+        with ProcessPoolExecutor(1, spawn) as pool:
+            peaks = pool.submit(_peaks, name, path, nbytes, device).result()
+        for workload, peak in zip(("save", "load"), peaks, strict=True):
+            yield Measurement(workload, name, [peak], "extra memory", "B")
         _remove(path)
 
 
-def _peak(call: Callable[[], object]) -> float:
-    """Return how much the process grew while it ran, at most."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    call()
-    return float(max(_status("VmHWM") - before, 0))
+def _peaks(name: str, path: Path, nbytes: int, device: str) -> list[float]:
+    """Return how much the process grows, at most, while it saves and while it loads."""
+    arrays = [_device.to(np.full(nbytes // 256, i, np.float32), device) for i in range(64)]
+    peaks = []
+    for call in CONTENDERS[name]():
+        # Writing 5 makes the present size the peak.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _status("VmRSS")
+        call(path, arrays)
+        peaks.append(float(max(_status("VmHWM") - before, 0)))
+    return peaks
 
 
 def _status(field: str) -> int:
@@ -262,9 +277,9 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
             return elapsed
 
         contenders = {LIMIT: lambda: timing.clock(copy), OURS: save}
-        samples = timing.interleaved(contenders, seconds, at_least=5)
+        samples = timing.interleaved(contenders, seconds, at_least=ROUNDS)
     _remove(directory / "copying")
-    yield from _measured("background save, until it returns", samples)
+    yield from _measured("background save", samples, _size(arrays), "until it returns")
 
 
 def _training(directory: Path, options: Options) -> Iterator[Measurement]:
@@ -272,97 +287,44 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
     from lucid_gpu import Parameter, optim
     from lucid_gpu.checkpoint import Checkpointer
 
-    nbytes, rounds = (1 << 20, 2) if options.quick else (128 << 20, 8)
+    nbytes, rounds = (1 << 20, 3) if options.quick else (128 << 20, 8)
     params = [Parameter(array) for array in _arrays(nbytes, options.device)]
     optimizer = optim.Adam(params)
     for param in params:
         param.grad = param.data * np.float32(0.01)
     optimizer.step()
-    alone: list[float] = []
-    beside: list[float] = []
+    samples: dict[str, list[float]] = {name: [] for name in ("returns", "beside", "alone")}
     with Checkpointer(directory / "training", keep=1) as checkpointer:
         for step in range(1, rounds + 1):
-            checkpointer.save(step, [params, optimizer], block=False)
-            elapsed = []
-            while checkpointer.steps()[-1:] != [step] or len(elapsed) < 3:
-                elapsed.append(timing.clock(optimizer.step))
+            tree = [params, optimizer]
+            returns = timing.clock(lambda: checkpointer.save(step, tree, block=False))  # noqa: B023
+            steps = []
+            while checkpointer.steps()[-1:] != [step]:
+                steps.append(timing.clock(optimizer.step))
             checkpointer.wait()
-            if step > 1:
-                beside.append(statistics.fmean(elapsed))
-                alone.append(
-                    statistics.fmean(timing.clock(optimizer.step) for _ in range(len(elapsed)))
+            if step > 1 and steps:
+                samples["returns"].append(returns)
+                samples["beside"].append(statistics.fmean(steps))
+                samples["alone"].append(
+                    statistics.fmean(timing.clock(optimizer.step) for _ in steps)
                 )
     _remove(directory / "training")
     workload = f"a step of Adam, {nbytes >> 22} Mi parameters"
-    yield Measurement(workload, "ours, nothing else running", alone)
-    yield Measurement(workload, "ours, a background save running", beside)
+    yield Measurement(workload, LIMIT, samples["alone"], note="nothing else running")
+    yield Measurement(workload, OURS, samples["beside"], note="a background save running")
+    workload = f"background save of Adam and {nbytes >> 22} Mi parameters"
+    traffic = 3 * nbytes
+    yield from _measured(workload, {OURS: samples["returns"]}, traffic, "until it returns")
 
 
-def _measured(workload: str, samples: dict[str, list[float]]) -> Iterator[Measurement]:
+def _measured(
+    workload: str, samples: dict[str, list[float]], traffic: int, metric: str = "wall"
+) -> Iterator[Measurement]:
     for name, values in samples.items():
-        yield Measurement(workload, name, values)
-
-
-def main() -> None:
-    """Run this question alone, print its medians, and record everything."""
-    parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny work; nothing is recorded")
-    parser.add_argument("--seconds", type=float, default=300)
-    given = parser.parse_args()
-    start = time.monotonic()
-    report = run(Options(given.device, given.quick, given.seconds))
-    machine = _machine(given.device)
-    print(f"{machine}, {time.monotonic() - start:.0f} s")
-    for note in report.notes:
-        print(f"  {note}")
-    _print(report.measurements)
-    if not given.quick:
-        _record(machine, report, f"python -m benchmarks.checkpoint --device {given.device}")
-
-
-def _print(measurements: list[Measurement]) -> None:
-    first: dict[str, Measurement] = {}
-    for each in measurements:
-        base = first.setdefault(each.workload, each)
-        pairs = zip(each.samples, base.samples, strict=True)
-        ratio = statistics.median(ours / max(theirs, 1e-9) for ours, theirs in pairs)
-        median = statistics.median(each.samples)
-        shown = f"{median:8.3f} s" if each.unit == "s" else f"{median / 2**20:8.1f} MiB"
-        times = f"{ratio:6.2f} x" if each.unit == "s" else ""
-        print(f"{each.workload:36} {each.contender:32} {shown} {times}")
-
-
-def _machine(device: str) -> str:
-    if device != "cpu":
-        with _device.on(device):
-            properties = _device.cupy().cuda.runtime.getDeviceProperties(int(device[5:]))
-        return str(properties["name"].decode())
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return f"{' '.join(sorted(models)) or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _record(machine: str, report: Report, command: str) -> None:
-    packages = ("lucid-gpu", "numpy", "safetensors", "xxhash", "torch")
-    versions = {"python": platform.python_version(), "linux": platform.release()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    content = {
-        "device": machine,
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        **dataclasses.asdict(report),
-    }
-    slug = "-".join("".join(c if c.isalnum() else " " for c in machine.lower()).split())
-    path = Path(__file__).parent / "results" / f"{slug}-checkpoint.json"
-    path.write_text(json.dumps(content | {"device": machine}, indent=1) + "\n")
-    print(f"recorded in {path.relative_to(Path.cwd())}")
+        yield Measurement(workload, name, values, metric, "s", traffic // 4, traffic)
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.__main__ import main
+
+    sys.exit(main([NAME, *sys.argv[1:]]))

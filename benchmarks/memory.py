@@ -135,7 +135,7 @@ def _peak_of_torch(name: str, task: Task) -> int:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     _take_steps(name, task)
-    return int(torch.cuda.max_memory_allocated()) - before
+    return int(torch.cuda.max_memory_allocated() - before)
 
 
 def _peak_of_cupy(name: str, task: Task) -> int:

@@ -24,6 +24,9 @@ from lucid_gpu import demo, device, display, info
 from lucid_gpu.checkpoint import CheckpointError, report
 from lucid_gpu.execution.cpu import thread_count
 
+_FAILURES = (display.DemoError, CheckpointError, device.DeviceUnavailableError, OSError)
+"""What is not a defect of this program: one line says it all."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -53,9 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except _FAILURES as error:
             return _fail(str(error))
     return code
-
-
-_FAILURES = (display.DemoError, CheckpointError, device.DeviceUnavailableError, OSError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,10 +130,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         again = _resume_command(directory, home, arguments.plot)
         message = f"stopped after {run.step} mini-batches, all saved; to continue:\n  {again}"
         return _fail(message, 128 + run.interrupted_by)
-    settings = run.settings
     print(
-        f"test accuracy {run.history[-1]['test']:.1%} after {settings['epochs']} epochs of "
-        f"{settings['optimizer']}, seed {settings['seed']}, on {home}\n"
+        f"test accuracy {run.history[-1]['test']:.1%} after epoch {len(run.history)} of "
+        f"{run.settings['optimizer']}, seed {run.settings['seed']}, on {home}\n"
         f"parameters {run.digest()}, checkpoints in {directory}"
     )
     return 0

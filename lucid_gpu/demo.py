@@ -225,7 +225,7 @@ def train(
 
     Args:
         directory: where the checkpoints of this run are, and of no other.
-        device_name: ``"cpu"`` or ``"cuda:N"``.
+        device_name: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a run may be resumed on another.
         optimizer: one of ``OPTIMIZERS``. None means that of the run to resume, or of ``DEFAULTS``;
             so it does for ``seed`` and ``epochs``.
         seed: decides the initial weights and the order of the images.
@@ -235,16 +235,19 @@ def train(
     Raises:
         DemoError: there is no run to resume, or it was started with another optimizer or seed; a
             new run would be mixed with one that is there; or a package is missing.
-        lucid_gpu.checkpoint.CheckpointError: the directory cannot be used.
+        lucid_gpu.checkpoint.CheckpointError: the directory cannot be used, or nothing in it.
+        lucid_gpu.device.DeviceUnavailableError: ``device_name`` is a GPU that cannot be used.
 
     Example:
         >>> import tempfile
-        >>> run = train(tempfile.mkdtemp(), epochs=1)  # doctest: +ELLIPSIS
+        >>> with tempfile.TemporaryDirectory() as directory:  # doctest: +ELLIPSIS
+        ...     run = train(directory, epochs=1)
         epoch 1/1  loss ...
         >>> run.step
         45
     """
     check_packages()
+    device_name = device.resolve(device_name)
     given = {"optimizer": optimizer, "seed": seed, "epochs": epochs}
     settings = {name: value for name, value in given.items() if value is not None}
     if resume and not Path(directory).is_dir():
@@ -261,10 +264,19 @@ def train(
 
 
 def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> None:
-    """Train until all epochs are done, or a signal arrives in ``stop``."""
+    """Train until all epochs are done, or a signal arrives in ``stop``.
+
+    Raises:
+        DemoError: more is done already.
+    """
     train_set, test_set = load_digits(run.model.xp)
     epoch_length = batches_per_epoch(len(train_set))
     total = run.settings["epochs"] * epoch_length
+    if run.step > total:
+        raise DemoError(
+            f"--epochs is {run.settings['epochs']}, but the run in {checkpointer.directory} is at "
+            f"{run.step / epoch_length:.4g} epochs: ask for at least as many"
+        )
     with progress(run.step, total, run.summary()) as show:
         for indices in batches(len(train_set), run.settings["seed"], run.step):
             if run.step >= total or stop:
@@ -294,9 +306,8 @@ def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: s
         case {
             "settings": {"optimizer": str(), "seed": int(), "epochs": int()} as saved,
             "step": int() as step,
-            "history": list() as history,
-        }:
-            done = len(history)
+        } if saved["optimizer"] in OPTIMIZERS:
+            pass
         case _:
             raise DemoError(f"{checkpointer.directory} holds checkpoints, but not of the demo")
     for name in ("optimizer", "seed"):
@@ -307,11 +318,6 @@ def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: s
             )
     run = Run({**saved, **settings}, device_name)
     run.restore(checkpointer, step)
-    if run.settings["epochs"] < done:
-        raise DemoError(
-            f"--epochs is {run.settings['epochs']}, but the run in {checkpointer.directory} has "
-            f"{done} epochs behind it: ask for at least as many"
-        )
     return run
 
 

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,10 +24,11 @@ Array: TypeAlias = Any
 STAGING_BYTES = 32 << 20
 """Size of each of the two pinned buffers through which device memory reaches the host."""
 
-_INSTALL = (
+INSTALL = (
     "pip install 'lucid-gpu[cuda13]' (NVIDIA driver 580 or newer) or "
     "pip install 'lucid-gpu[cuda12]' (driver 525 or newer)"
 )
+"""What to do where CuPy or a part of it is missing."""
 
 
 class DeviceUnavailableError(RuntimeError):
@@ -40,7 +41,7 @@ def _probe() -> tuple[Any, int, str]:
     try:
         import cupy
     except ImportError as error:
-        return None, 0, f"CuPy cannot be imported ({error}): {_INSTALL}"
+        return None, 0, f"CuPy cannot be imported ({error}): {INSTALL}"
     try:
         count = int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -49,7 +50,7 @@ def _probe() -> tuple[Any, int, str]:
             0,
             (
                 f"CuPy {cupy.__version__} is installed, but no usable NVIDIA driver was found "
-                f"({error}): install the driver of your GPU, or a CuPy that it can run: {_INSTALL}"
+                f"({error}): install the driver of your GPU, or a CuPy that it can run: {INSTALL}"
             ),
         )
     if count == 0:
@@ -81,81 +82,14 @@ def cupy() -> Any:
     return module
 
 
+def installed_cupy() -> Any | None:
+    """Return the CuPy module even where it finds no GPU; None where it cannot be imported."""
+    return _probe()[0]
+
+
 def default() -> str:
     """Return CuPy's current device where a GPU is usable, else ``"cpu"``."""
     return f"cuda:{cupy().cuda.runtime.getDevice()}" if count() else "cpu"
-
-
-class Gpu(NamedTuple):
-    """What there is to know of one GPU; memory in bytes."""
-
-    name: str
-    model: str
-    compute_capability: str
-    free: int
-    total: int
-
-
-class Facts(NamedTuple):
-    """What a GPU needs, as found on this machine; None stands for what was not found.
-
-    Attributes:
-        cupy: version of CuPy.
-        runtime: version of the CUDA runtime that CuPy brings.
-        compiler: version of NVRTC, which compiles the kernels.
-        driver: the newest CUDA version that the NVIDIA driver can run.
-        gpus: those that can be used.
-        missing: what stands in the way, in words, each with its remedy.
-    """
-
-    cupy: str | None
-    runtime: str | None
-    compiler: str | None
-    driver: str | None
-    gpus: list[Gpu]
-    missing: list[str]
-
-
-def describe() -> Facts:
-    """Return what was found of CuPy, CUDA, the driver and the GPUs; raises nothing."""
-    module, devices, reason = _probe()
-    missing = [reason] if reason else []
-    if module is None:
-        return Facts(None, None, None, None, [], missing)
-    runtime = module.cuda.runtime
-    try:
-        major, minor = module.cuda.nvrtc.getVersion()
-        compiler = f"{major}.{minor}"
-    except (ImportError, OSError, RuntimeError) as error:
-        compiler = None
-        what = str(error).strip().partition("\n")[0]
-        missing.append(f"NVRTC, which compiles the kernels, was not found ({what}): {_INSTALL}")
-    gpus = []
-    for index in range(devices):
-        try:
-            gpus.append(_describe_gpu(module, index))
-        except runtime.CUDARuntimeError as error:
-            missing.append(f"cuda:{index} cannot be used: {error}")
-    return Facts(
-        module.__version__,
-        _cuda_version(runtime.runtimeGetVersion()),
-        compiler,
-        _cuda_version(runtime.driverGetVersion()),
-        gpus,
-        missing,
-    )
-
-
-def _describe_gpu(module: Any, index: int) -> Gpu:
-    properties = module.cuda.runtime.getDeviceProperties(index)
-    capability = f"{properties['major']}.{properties['minor']}"
-    free, total = module.cuda.Device(index).mem_info
-    return Gpu(f"cuda:{index}", properties["name"].decode(), capability, free, total)
-
-
-def _cuda_version(number: int) -> str | None:
-    """Spell a version as CUDA counts them: 13020 is 13.2, and 0 is none."""
-    return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def resolve(device: str) -> str:
@@ -327,47 +261,51 @@ def _copy_between_devices(array: Array, device: str, order: str) -> Array:
 
 def _download(array: Array, host: np.ndarray[Any, Any]) -> None:
     """Copy contiguous device memory to the host: the device fills one buffer ahead."""
-    stream, buffers, bounds = _staging(array.nbytes)
     memory = host.reshape(-1, order="A").view(np.uint8)
-    arrived: list[Any] = []
-    for turn in range(len(bounds) + 1):
-        if turn < len(bounds):
-            start, stop = bounds[turn]
-            buffer = buffers[turn % 2]
-            (array.data + start).copy_to_host_async(buffer.ctypes.data, stop - start, stream)
-            arrived.append(stream.record())
-        if turn > 0:
-            start, stop = bounds[turn - 1]
-            arrived[turn - 1].synchronize()
-            memory[start:stop] = buffers[(turn - 1) % 2][: stop - start]
+    with _staging(array.nbytes) as (stream, buffers, bounds):
+        arrived: list[Any] = []
+        for turn in range(len(bounds) + 1):
+            if turn < len(bounds):
+                start, stop = bounds[turn]
+                buffer = buffers[turn % 2]
+                source = array.data + start
+                source.copy_to_host_async(buffer.ctypes.data, stop - start, stream)
+                arrived.append(stream.record())
+            if turn > 0:
+                start, stop = bounds[turn - 1]
+                arrived[turn - 1].synchronize()
+                memory[start:stop] = buffers[(turn - 1) % 2][: stop - start]
 
 
 def _upload(host: np.ndarray[Any, Any], array: Array) -> None:
     """Copy contiguous host memory to the device: the host fills one buffer ahead."""
-    stream, buffers, bounds = _staging(array.nbytes)
     memory = host.reshape(-1, order="A").view(np.uint8)
-    sent: list[Any] = []
-    for turn, (start, stop) in enumerate(bounds):
-        buffer = buffers[turn % 2]
-        if turn > 1:
-            sent[turn - 2].synchronize()
-        buffer[: stop - start] = memory[start:stop]
-        (array.data + start).copy_from_host_async(buffer.ctypes.data, stop - start, stream)
-        sent.append(stream.record())
-    for event in sent[-2:]:
-        event.synchronize()
+    with _staging(array.nbytes) as (stream, buffers, bounds):
+        sent: list[Any] = []
+        for turn, (start, stop) in enumerate(bounds):
+            buffer = buffers[turn % 2]
+            if turn > 1:
+                sent[turn - 2].synchronize()
+            buffer[: stop - start] = memory[start:stop]
+            (array.data + start).copy_from_host_async(buffer.ctypes.data, stop - start, stream)
+            sent.append(stream.record())
 
 
-def _staging(nbytes: int) -> tuple[Any, list[np.ndarray[Any, Any]], list[tuple[int, int]]]:
-    """Return the current stream, two pinned buffers, and the byte ranges that take turns in them.
+@contextlib.contextmanager
+def _staging(nbytes: int) -> Iterator[tuple[Any, list[Any], list[tuple[int, int]]]]:
+    """Yield the current stream, two pinned buffers, and the byte ranges that take turns in them.
 
-    The caller waits for its last copies before it lets go of the buffers, which return to CuPy's
-    pinned pool.
+    The buffers return to CuPy's pinned pool, which hands them out again at once: even after an
+    interrupt, they are not let go before the stream is done with them.
     """
     stream = cupy().cuda.get_current_stream()
     size = min(nbytes, STAGING_BYTES)
     bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
-    return stream, [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))], bounds
+    buffers = [pinned((size,), np.uint8) for _ in range(min(2, len(bounds)))]
+    try:
+        yield stream, buffers, bounds
+    finally:
+        stream.synchronize()
 
 
 def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
@@ -376,27 +314,24 @@ def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:
     Each piece is valid until the next one is asked for; the device fills one piece ahead.
     """
     device = of(array)
-    with on(device):
-        source = cupy().array(array, order="C", copy=None)
-        stream, buffers, bounds = _staging(source.nbytes)
     arrived: list[Any] = []
-
-    def fetch(turn: int) -> None:
-        start, stop = bounds[turn]
+    with contextlib.ExitStack() as stack:
         with on(device):
-            host = buffers[turn % 2].ctypes.data
-            (source.data + start).copy_to_host_async(host, stop - start, stream)
-            arrived.append(stream.record())
+            source = cupy().array(array, order="C", copy=None)
+            stream, buffers, bounds = stack.enter_context(_staging(source.nbytes))
 
-    try:
+        def fetch(turn: int) -> None:
+            start, stop = bounds[turn]
+            with on(device):
+                host = buffers[turn % 2].ctypes.data
+                (source.data + start).copy_to_host_async(host, stop - start, stream)
+                arrived.append(stream.record())
+
         for turn, (start, stop) in enumerate(bounds):
             for ahead in range(len(arrived), min(turn + 2, len(bounds))):
                 fetch(ahead)
             arrived[turn].synchronize()
             yield buffers[turn % 2][: stop - start]
-    finally:
-        for event in arrived[-2:]:
-            event.synchronize()
 
 
 def copy_into(target: Array, source: Array) -> None:

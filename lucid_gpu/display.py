@@ -7,6 +7,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class DemoError(Exception):
@@ -26,7 +30,7 @@ def check_packages() -> None:
     """Raise DemoError if a package of the demo is not installed."""
     absent = absent_packages()
     if absent:
-        raise DemoError(f"the demo needs {' and '.join(absent)}: pip install 'lucid-gpu[demo]'")
+        raise DemoError(f"the demo needs {', '.join(absent)}: pip install 'lucid-gpu[demo]'")
 
 
 @contextlib.contextmanager
@@ -58,24 +62,30 @@ def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str],
 
 
 def plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw loss and accuracy over the epochs into an image file.
+    """Draw the curves into an image file; its suffix says in which format."""
+    curves(history).savefig(path)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Return a figure of loss and accuracy over the epochs.
 
     Args:
         history: of each epoch, ``loss``, and ``train`` and ``test`` accuracy.
-        path: its suffix says in which format.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
-    loss.semilogy(epochs, [entry["loss"] for entry in history])
+    loss.semilogy(epochs, [entry["loss"] for entry in history], ".-")
     loss.set(xlabel="epoch", ylabel="cross-entropy", title="Training loss")
     for name in ("train", "test"):
-        accuracy.plot(epochs, [100 * entry[name] for entry in history], label=name)
+        accuracy.plot(epochs, [100 * entry[name] for entry in history], ".-", label=name)
     accuracy.set(xlabel="epoch", ylabel="accuracy in %", title="Accuracy")
     accuracy.legend()
-    figure.savefig(path)
+    for axes in (loss, accuracy):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
 
 
 def check_plot(path: Path) -> None:
@@ -86,4 +96,4 @@ def check_plot(path: Path) -> None:
         raise DemoError(f"--plot {path}: the folder {path.parent} does not exist")
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in kinds or path.is_dir():
-        raise DemoError(f"--plot {path}: name a file that ends in one of .{', .'.join(kinds)}")
+        raise DemoError(f"--plot {path}: name an image file, such as curves.png")

@@ -7,6 +7,7 @@ import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,79 @@ KERNEL_CACHE = "~/.cupy/kernel_cache"
 """Where CuPy keeps compiled kernels unless ``CUPY_CACHE_DIR`` says otherwise."""
 
 
+class Gpu(NamedTuple):
+    """One GPU that can be used; memory in bytes."""
+
+    name: str
+    model: str
+    compute_capability: str
+    free: int
+    total: int
+
+
+class Cuda(NamedTuple):
+    """What a GPU needs, as found on this machine; None stands for what was not found.
+
+    Attributes:
+        cupy: version of CuPy.
+        runtime: version of the CUDA runtime that CuPy uses.
+        compiler: version of NVRTC, which compiles the kernels.
+        driver: the newest CUDA version that the NVIDIA driver can run.
+        gpus: those that can be used.
+        missing: what stands in the way, in words, each with its remedy.
+    """
+
+    cupy: str | None
+    runtime: str | None
+    compiler: str | None
+    driver: str | None
+    gpus: list[Gpu]
+    missing: list[str]
+
+
+def cuda() -> Cuda:
+    """Return what was found of CuPy, CUDA, the driver and the GPUs."""
+    missing = [reason for reason in [device.why_unavailable()] if reason]
+    cupy = device.installed_cupy()
+    if cupy is None:
+        return Cuda(None, None, None, None, [], missing)
+    runtime = cupy.cuda.runtime
+    compiler = None
+    try:
+        compiler = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    except (ImportError, OSError, RuntimeError) as error:
+        what = str(error).strip().partition("\n")[0]
+        missing.append(
+            f"NVRTC, which compiles the kernels, was not found ({what}): {device.INSTALL}"
+        )
+    gpus = []
+    for index in range(device.count()):
+        try:
+            gpus.append(_gpu(cupy, index))
+        except runtime.CUDARuntimeError as error:
+            missing.append(f"cuda:{index} cannot be used: {error}")
+    return Cuda(
+        cupy.__version__,
+        _spelled(runtime.runtimeGetVersion()),
+        compiler,
+        _spelled(runtime.driverGetVersion()),
+        gpus,
+        missing,
+    )
+
+
+def _gpu(cupy: Any, index: int) -> Gpu:
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    capability = f"{properties['major']}.{properties['minor']}"
+    free, total = cupy.cuda.Device(index).mem_info
+    return Gpu(f"cuda:{index}", properties["name"].decode(), capability, free, total)
+
+
+def _spelled(version: int) -> str | None:
+    """Spell a version as CUDA counts them: 13020 is 13.2, and 0 is none."""
+    return f"{version // 1000}.{version % 1000 // 10}" if version else None
+
+
 def report() -> str:
     """Return what was found, one thing a line, and at the end what is missing.
 
@@ -28,7 +102,7 @@ def report() -> str:
         >>> report().splitlines()[0].split()[:1]
         ['lucid_gpu']
     """
-    facts = device.describe()
+    facts = cuda()
     missing = [f"for a GPU: {reason}" for reason in facts.missing]
     rows = [*_software(facts), *_devices(facts, missing), *_kernels(missing)]
     absent = absent_packages()
@@ -38,7 +112,7 @@ def report() -> str:
     return "\n".join(f"{name:13} {text}" for name, text in rows)
 
 
-def _software(facts: device.Facts) -> list[tuple[str, str]]:
+def _software(facts: Cuda) -> list[tuple[str, str]]:
     driver = "not found"
     if facts.driver:
         driver = f"{_driver_release()}runs CUDA up to {facts.driver}"
@@ -54,7 +128,7 @@ def _software(facts: device.Facts) -> list[tuple[str, str]]:
     ]
 
 
-def _devices(facts: device.Facts, missing: list[str]) -> list[tuple[str, str]]:
+def _devices(facts: Cuda, missing: list[str]) -> list[tuple[str, str]]:
     rows = []
     for gpu in facts.gpus:
         memory = f"{gpu.free / 2**30:.1f} of {gpu.total / 2**30:.1f} GiB free"

@@ -75,7 +75,8 @@ class Parameter:
             return
         value = self._fitting("data", value)
         if self._stays:
-            self._data[...] = value
+            with _device.on(self.device):
+                self._data[...] = value
         else:
             self._set_data(value)
 
@@ -97,7 +98,8 @@ class Parameter:
             if not (self.is_text or _device.are_alike(value, self._data)):
                 value = self._fitting("grad", value)
         if self._stays:
-            self._grad[...] = 0 if value is None else value
+            with _device.on(self.device):
+                self._grad[...] = 0 if value is None else value
         else:
             self._set_grad(value)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from lucid_gpu import device as _device
-from tests import emulation
+from lucid_gpu.execution import cuda, plan
+from lucid_gpu.execution.sources import joined
+from tests import emulation, rules
 
 
 @pytest.fixture
@@ -20,9 +25,43 @@ def emulated() -> Iterator[emulation.Machine]:
 @pytest.fixture(params=["cpu", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device that a test runs on: the CPU, an emulated GPU, a real one."""
-    if request.param == "cpu":
+    with _installed(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=["cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A GPU, emulated or real, to be compared with the CPU."""
+    with _installed(request.param) as name:
+        yield name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_are_compiled_together() -> None:
+    """Announce the kernels of all variants, so that the first one needed compiles its like too."""
+    with emulation.installed():
+        import cupy
+
+        for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
+            kinds = rules.variants(rule)
+            code = joined("rule", rule.kernel, "fused_step")
+            names = [plan.kernel_name(rule, [kind], dtype) for kind in kinds]
+            cupy.RawModule(code=code, options=cuda.OPTIONS, name_expressions=names)
+            for kind in kinds:
+                cuda._elementwise(rule, np.dtype(dtype), kind)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(20261121)
+
+
+@contextlib.contextmanager
+def _installed(kind: str) -> Iterator[str]:
+    if kind == "cpu":
         yield "cpu"
-    elif request.param == "cuda":
+    elif kind == "cuda":
         with emulation.installed():
             yield "cuda:0"
     elif _device.count():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -84,10 +84,14 @@ class BackgroundWriter:
 
 def _surface(jobs: list[Future[None]]) -> None:
     while jobs:
-        jobs.pop().result()
+        try:
+            jobs[0].result()
+        finally:
+            if jobs[0].done():
+                jobs.pop(0)
 
 
 def _lower_priority() -> None:
     """Let the training loop go first: on Linux, threads have priorities of their own."""
-    with contextlib.suppress(OSError):
+    if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

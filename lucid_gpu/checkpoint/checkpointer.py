@@ -83,10 +83,12 @@ class Checkpointer:
                 in the background save before.
         """
         path = self._path(step)
+        if self._lock is None:
+            raise CheckpointError(f"{self.directory}: this Checkpointer is closed: open another")
+        self.wait()
         encoder = Encoder()
         node = encoder.encode(tree)
-        self.wait()
-        self._make_way(step)
+        self._make_way(path, step)
         if block:
             self._write(path, node, encoder.arrays, step)
             return
@@ -146,10 +148,10 @@ class Checkpointer:
             self._writer.close()
         finally:
             if self._lock is not None:
-                durable.close(self._lock)
+                durable.unlock(self._lock)
                 self._lock = None
 
-    def _make_way(self, step: int) -> None:
+    def _make_way(self, path: Path, step: int) -> None:
         """Refuse a step that would not be the newest; a damaged one of the same number goes."""
         for other in reversed(self.steps()):
             if other < step:
@@ -161,18 +163,18 @@ class Checkpointer:
                     "into another directory"
                 )
             if other == step:
-                self._remove([other])
+                self._remove([path.name])
 
     def _write(self, path: Path, node: Node, arrays: Mapping[str, Array], step: int) -> None:
         files.write_checkpoint(path, node, arrays, step)
         self._complete[step] = True
         self._remove(self._victims(step))
 
-    def _victims(self, saved: int) -> list[int]:
-        """Return the complete steps that are not kept; damaged ones neither count nor go."""
+    def _victims(self, saved: int) -> list[str]:
+        """Return what is complete and not kept; damaged steps neither count nor go."""
         complete = [step for step in self.steps() if step == saved or self._is_complete(step)]
         return [
-            step
+            self._path(step).name
             for step in complete[: -self._keep]
             if step != saved and (self._keep_every is None or step % self._keep_every)
         ]
@@ -192,11 +194,12 @@ class Checkpointer:
         try:
             with self._open(step) as reader:
                 reader.verify(reader.manifest.tensors)
-        except DamagedCheckpointError:
-            self._complete[step] = False
-        else:
-            self._complete[step] = True
-        return self._complete[step]
+        except DamagedCheckpointError as error:
+            # A disk that fails to read says nothing about what is on it.
+            if isinstance(error.__cause__, OSError):
+                raise
+            return False
+        return True
 
     def _open(self, step: int) -> Reader:
         reader = Reader(self._path(step))
@@ -211,17 +214,15 @@ class Checkpointer:
         with self._open(step) as reader:
             return files.read_checkpoint(reader, "cpu", into)
 
-    def _remove(self, victims: list[int]) -> None:
-        if self._lock is None:
-            raise CheckpointError(f"{self.directory}: this Checkpointer is closed: open another")
+    def _remove(self, victims: list[str]) -> None:
+        assert self._lock is not None
         try:
-            durable.retire(self._lock, [self._path(step).name for step in victims])
+            durable.retire(self._lock, victims)
         except OSError as error:
+            names = ", ".join(victims)
             raise CheckpointError(
-                f"{self.directory}: steps {victims} were not removed: {error.strerror}"
+                f"{self.directory}: {names} could not be removed: {error.strerror}"
             ) from error
-        for step in victims:
-            self._complete.pop(step, None)
 
     def _path(self, step: int) -> Path:
         return steps.path_of(self.directory, step)

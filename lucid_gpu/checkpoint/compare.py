@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import describe, dtypes
-from lucid_gpu.checkpoint.tree import Node, split
+from lucid_gpu.checkpoint.tree import Node, child, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def _collections(
     old: Reader, new: Reader, before: dict[Any, Node], after: dict[Any, Node], path: str
 ) -> Iterator[str]:
     for key in before | after:
-        place = f"{path}[{key!r}]"
+        place = child(path, key)
         if key not in after:
             yield f"{place}: removed, it was {_name(old, before[key])}"
         elif key not in before:

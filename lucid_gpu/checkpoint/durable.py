@@ -61,6 +61,13 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Release the lock of a directory, also for forked processes that share it, and close it."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    close(descriptor)
+
+
 def publish(target: Path, write: Callable[[int], None]) -> None:
     """Make the directory ``target`` appear with all that ``write`` puts into it, or not at all.
 
@@ -122,7 +129,9 @@ def retire(parent: int, names: list[str]) -> None:
         os.rename(name, aside, src_dir_fd=parent, dst_dir_fd=parent)
     os.fsync(parent)
     for aside in working.values():
-        shutil.rmtree(aside, dir_fd=parent)
+        # Another process may sweep it first.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(aside, dir_fd=parent)
 
 
 def sweep(parent: int, target: str | None = None) -> None:

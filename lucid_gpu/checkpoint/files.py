@@ -61,7 +61,8 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
         The tree. Objects come back as their state dicts; with ``into``, as themselves.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or does not fit ``into``: nothing was changed.
+        CheckpointError: the checkpoint is damaged, or does not fit ``into``. Nothing was changed,
+            unless the disk failed after the whole checkpoint had been verified: the text says so.
         ValueError: ``device`` is unknown, or given together with ``into``.
         lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
 
@@ -84,10 +85,14 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
     """Return the tree of an open checkpoint, as ``load`` does."""
     if into is not None:
         return restore_into(reader, into)
-    arrays: dict[str, _device.Array] = reader.load(reader.manifest.tensors)
-    for name, array in arrays.items():
-        if device != "cpu" and dtypes.fits_gpu(array.dtype):
-            arrays[name] = _device.copy(array, device)
+    if device == "cpu":
+        return reader.decode(reader.load(reader.manifest.tensors))
+    arrays: dict[str, _device.Array] = {}
+    # One by one: the host may have less memory than the GPU.
+    for name, tensor in reader.manifest.tensors.items():
+        arrays |= reader.load([name])
+        if dtypes.fits_gpu(tensor.dtype):
+            arrays[name] = _device.copy(arrays[name], device)
     return reader.decode(arrays)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import durable, manifest, shards
-from lucid_gpu.checkpoint.errors import DamagedCheckpointError
+from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.tree import Decoder, TreeError
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _SCRATCH_BYTES = 1 << 20
 """Verifying reads through a buffer of this size, which stays in a core's own cache."""
 
+_BATCH_BYTES = 8 << 20
+"""One thread reads at least this much before it takes the next piece of work."""
+
+_NOTHING = np.empty(0)
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -44,7 +48,7 @@ class Reader:
             self._directory = stack.enter_context(durable.open_directory(path))
             with self._named(manifest.NAME):
                 self.manifest = manifest.from_bytes(self._read_manifest())
-                self.paths = self._check_tree()
+                self._check_tree()
             self._check_listing()
             self._offsets = self._check_headers()
             self._stack = stack.pop_all()
@@ -61,20 +65,29 @@ class Reader:
 
     def verify(self, names: Iterable[str]) -> None:
         """Check the digests of some tensors, without keeping their bytes."""
-        _in_threads(self._verify, [(name,) for name in names])
+        self._check(names, self._hash)
 
     def read(self, targets: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Read tensors into C-contiguous host arrays, and check their digests."""
-        _in_threads(self._read, list(targets.items()))
+
+        def read_tensor(descriptor: int, name: str) -> str:
+            memory = shards.as_bytes(targets[name])
+            return shards.read_tensor(descriptor, self._offsets[name], memory)
+
+        self._check(targets, read_tensor)
 
     def load(self, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Return some tensors as new host arrays."""
         arrays = {}
         for name in names:
             tensor = self.manifest.tensors[name]
-            with self._named(tensor.file, name):
+            try:
                 # np.empty would make one character of an empty string type.
                 arrays[name] = np.ndarray(tensor.shape, tensor.dtype)
+            except MemoryError as error:
+                raise CheckpointError(
+                    f"{self.path}: no memory for {self._place(name)}: {tensor.nbytes} bytes"
+                ) from error
         self.read(arrays)
         return arrays
 
@@ -82,31 +95,47 @@ class Reader:
         """Return the tree, with these arrays in it."""
         return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
 
-    def _verify(self, name: str) -> None:
+    def _hash(self, descriptor: int, name: str) -> str:
         scratch = getattr(self._scratch, "buffer", None)
         if scratch is None:
             scratch = self._scratch.buffer = memoryview(bytearray(_SCRATCH_BYTES))
         nbytes = self.manifest.tensors[name].nbytes
-        self._check(name, lambda file, at: shards.hash_tensor(file, at, nbytes, scratch))
+        return shards.hash_tensor(descriptor, self._offsets[name], nbytes, scratch)
 
-    def _read(self, name: str, target: np.ndarray[Any, Any]) -> None:
-        memory = shards.as_bytes(target)
-        self._check(name, lambda file, at: shards.read_tensor(file, at, memory))
+    def _check(self, names: Iterable[str], read: Callable[[int, str], str]) -> None:
+        """Read tensors in threads, and compare the digests of what was read."""
 
-    def _check(self, name: str, hashed: Callable[[int, int], str]) -> None:
-        tensor = self.manifest.tensors[name]
-        with self._named(tensor.file, name), self._open(tensor.file) as descriptor:
-            if hashed(descriptor, self._offsets[name]) != tensor.digest:
-                raise ValueError("its bytes do not match the digest in the manifest")
+        def check(file: str, batch: list[str]) -> None:
+            with self._named(file), self._open(file) as descriptor:
+                for name in batch:
+                    with self._named(file, name):
+                        if read(descriptor, name) != self.manifest.tensors[name].digest:
+                            raise ValueError("its bytes do not match the digest in the manifest")
+
+        _in_threads(check, self._batches(set(names)))
+
+    def _batches(self, names: set[str]) -> list[tuple[str, list[str]]]:
+        """Group neighbours in a file: to open it takes as long as to read a small tensor."""
+        batches: list[tuple[str, list[str]]] = []
+        room = 0
+        for name, tensor in self.manifest.tensors.items():
+            if name not in names:
+                continue
+            if room <= 0 or batches[-1][0] != tensor.file:
+                batches.append((tensor.file, []))
+                room = _BATCH_BYTES
+            batches[-1][1].append(name)
+            room -= tensor.nbytes
+        return batches
 
     @contextlib.contextmanager
     def _named(self, file: str, name: str | None = None) -> Iterator[None]:
         """Turn what goes wrong inside into an error that says where."""
         try:
             yield
-        except (OSError, EOFError, ValueError, MemoryError) as error:
-            place = f" ({self.paths[name]})" if name is not None else ""
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        except (OSError, EOFError, ValueError) as error:
+            place = f" ({self._place(name)})" if name is not None else ""
+            reason = getattr(error, "strerror", None) or error
             raise DamagedCheckpointError(
                 f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
                 "this one"
@@ -133,21 +162,31 @@ class Reader:
             ) from None
         return bytes(buffer)
 
-    def _check_tree(self) -> dict[str, str]:
-        """Decode the tree once without arrays, and return the path of every tensor in it."""
-        paths: dict[str, str] = {}
-        nothing = np.empty(0)
+    def _check_tree(self) -> None:
+        """Decode the tree once without arrays, and see that it names every tensor."""
+        named: set[str] = set()
 
         def resolve(name: str, path: str) -> np.ndarray[Any, Any]:
             if name not in self.manifest.tensors:
                 raise TreeError(f"{path}: it names the tensor {name!r:.100}, which is not listed")
-            paths.setdefault(name, path)
-            return nothing
+            named.add(name)
+            return _NOTHING
 
         Decoder(resolve).decode(self.manifest.tree)
-        if len(paths) != len(self.manifest.tensors):
+        if len(named) != len(self.manifest.tensors):
             raise ValueError("it lists a tensor that is not in the tree")
-        return paths
+
+    def _place(self, name: str) -> str:
+        """Return the first path in the tree where a tensor stands."""
+        paths: list[str] = []
+
+        def resolve(found: str, path: str) -> np.ndarray[Any, Any]:
+            if found == name and not paths:
+                paths.append(path)
+            return _NOTHING
+
+        Decoder(resolve).decode(self.manifest.tree)
+        return paths[0]
 
     def _check_listing(self) -> None:
         found = set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path
@@ -185,7 +224,7 @@ class Reader:
 
 def _in_threads(task: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
     """Run a task for every call; the first error ends it."""
-    workers = min(4, len(calls), len(os.sched_getaffinity(0)))
+    workers = min(4, len(calls), os.cpu_count() or 1)
     if workers < 2:
         for call in calls:
             task(*call)

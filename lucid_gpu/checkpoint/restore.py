@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from lucid_gpu import device as _device
-from lucid_gpu.checkpoint.errors import CheckpointError
-from lucid_gpu.checkpoint.tree import Decoder, Node, is_stateful, split
+from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
+from lucid_gpu.checkpoint.tree import Decoder, Node, child, is_stateful, split
 from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -49,9 +49,14 @@ class _Restore:
         undo = self._load_objects(states)
         try:
             self._fill()
-        except BaseException:
-            undo()
-            raise
+        except BaseException as error:
+            undone = undo()
+            if not isinstance(error, DamagedCheckpointError):
+                raise
+            raise DamagedCheckpointError(
+                f"{error}. It was sound a moment ago, so arrays in `into` may be half restored"
+                f"{undone}"
+            ) from error
         for parameter, requires_grad, text in self._settings:
             parameter.requires_grad = requires_grad
             if text is not None:
@@ -74,7 +79,7 @@ class _Restore:
             return self._match_sequence(node, target, path)
         if is_stateful(target):
             return self._match_object(node, target, path)
-        if target is not None and _is_structure(node):
+        if target is not None and (_is_structure(node) or not isinstance(target, _PLAIN)):
             self._refuse(
                 path,
                 f"the checkpoint has {_kind(node)}, and the target is a "
@@ -92,7 +97,7 @@ class _Restore:
             missing = [key for key in saved if key not in target]
             extra = [key for key in target if key not in saved]
             self._refuse(path, f"the target lacks the keys {missing}, and only it has {extra}")
-        parts = {key: self._match(saved[key], target[key], f"{path}[{key!r}]") for key in target}
+        parts = {key: self._match(saved[key], target[key], child(path, key)) for key in target}
         return lambda: {key: build() for key, build in parts.items()}
 
     def _match_sequence(self, node: Node, target: Any, path: str) -> Build:
@@ -106,7 +111,7 @@ class _Restore:
         if len(items) != len(target):
             self._refuse(path, f"{len(items)} items were saved, and the target has {len(target)}")
         pairs = enumerate(zip(items, target, strict=True))
-        parts = [self._match(item, place, f"{path}[{i}]") for i, (item, place) in pairs]
+        parts = [self._match(item, place, child(path, i)) for i, (item, place) in pairs]
         return lambda: kind(build() for build in parts)
 
     def _match_object(self, node: Node, target: Any, path: str) -> Build:
@@ -161,24 +166,29 @@ class _Restore:
             self._refuse(path, f"it is the same memory as {other_path}, but two arrays were saved")
         self._targets.setdefault(name, []).append(target)
 
-    def _load_objects(self, states: list[tuple[Any, Any, str]]) -> Callable[[], None]:
+    def _load_objects(self, states: list[tuple[Any, Any, str]]) -> Callable[[], str]:
         """Hand every object its state; the returned function takes it all back."""
-        before = [(target, target.state_dict()) for target, _, _ in states]
+        before = [(target, target.state_dict(), path) for target, _, path in states]
         loaded = 0
 
-        def undo() -> None:
-            for target, state in before[:loaded]:
-                target.load_state_dict(state)
+        def undo() -> str:
+            """Put back what was there, and say what could not be."""
+            failures = ""
+            for target, state, path in before[:loaded]:
+                try:
+                    target.load_state_dict(state)
+                except Exception as error:  # noqa: BLE001 - the others must be put back
+                    failures += f"; {path} could not be put back: {error}"
+            return failures
 
         for target, state, path in states:
             loaded += 1
             try:
                 target.load_state_dict(state)
             except Exception as error:
-                undo()
                 raise CheckpointError(
                     f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "
-                    f"{error}"
+                    f"{error}{undo()}"
                 ) from error
         return undo
 
@@ -204,6 +214,7 @@ class _Restore:
 
 
 _NOTHING = np.empty(0)
+_PLAIN = (bool, int, float, str, bytes, np.generic)
 
 
 def _is_plain(array: _device.Array) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Encoder:
             raise ValueError(f"{path} is nested more than {MAX_DEPTH} deep, or holds itself")
         if value is None or type(value) is bool:
             return value
-        encoder = _ENCODERS.get(type(value))
+        encoder = self._by_type.get(type(value))
         if encoder is not None:
             return encoder(self, value, path, depth + 1)
         if isinstance(value, np.generic):
@@ -80,16 +80,16 @@ class Encoder:
         for key in value:
             if type(key) is not str and type(key) is not int:
                 raise TypeError(f"{path} has the key {key!r}: a checkpoint holds str and int keys")
-        children = {k: self.encode(v, f"{path}[{k!r}]", depth) for k, v in value.items()}
+        children = {k: self.encode(v, child(path, k), depth) for k, v in value.items()}
         if all(type(key) is str and key[:1] != "$" and _is_unicode(key) for key in value):
             return children
         return {"$dict": [[self.encode(k, path), node] for k, node in children.items()]}
 
     def _list(self, value: list[Any], path: str, depth: int) -> Node:
-        return [self.encode(item, f"{path}[{i}]", depth) for i, item in enumerate(value)]
+        return [self.encode(item, child(path, i), depth) for i, item in enumerate(value)]
 
     def _tuple(self, value: tuple[Any, ...], path: str, depth: int) -> Node:
-        return {"$tuple": [self.encode(v, f"{path}[{i}]", depth) for i, v in enumerate(value)]}
+        return {"$tuple": [self.encode(v, child(path, i), depth) for i, v in enumerate(value)]}
 
     def _int(self, value: int, *_: Any) -> Node:
         return value if abs(value) < EXACT else {"$int": hex(value)}
@@ -134,16 +134,15 @@ class Encoder:
             }
         }
 
-
-_ENCODERS: dict[type, Callable[..., Node]] = {
-    dict: Encoder._dict,  # noqa: SLF001 - the table of this class
-    list: Encoder._list,  # noqa: SLF001
-    tuple: Encoder._tuple,  # noqa: SLF001
-    int: Encoder._int,  # noqa: SLF001
-    float: Encoder._float,  # noqa: SLF001
-    str: Encoder._str,  # noqa: SLF001
-    bytes: Encoder._bytes,  # noqa: SLF001
-}
+    _by_type: ClassVar[dict[type, Callable[..., Node]]] = {
+        dict: _dict,
+        list: _list,
+        tuple: _tuple,
+        int: _int,
+        float: _float,
+        str: _str,
+        bytes: _bytes,
+    }
 
 
 class Decoder:
@@ -165,15 +164,15 @@ class Decoder:
         if depth > MAX_DEPTH:
             raise TreeError(f"{path}: nested more than {MAX_DEPTH} deep")
         if type(node) is list:
-            return [self.decode(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node)]
+            return [self.decode(item, child(path, i), depth + 1) for i, item in enumerate(node)]
         if type(node) is float and not math.isfinite(node):
             raise TreeError(f"{path}: the number is out of range")
         if type(node) is not dict:
             return node
         tag, payload = split(node)
         if tag is None:
-            return {k: self.decode(v, f"{path}[{k!r}]", depth + 1) for k, v in node.items()}
-        decoder = _DECODERS.get(tag)
+            return {k: self.decode(v, child(path, k), depth + 1) for k, v in node.items()}
+        decoder = self._by_tag.get(tag)
         if decoder is None:
             raise TreeError(f"{path}: unknown tag {tag!r:.100}")
         try:
@@ -192,12 +191,12 @@ class Decoder:
 
     def _dict(self, payload: Any, path: str, depth: int) -> dict[Any, Any]:
         items = self.pairs(payload, path).items()
-        return {key: self.decode(node, f"{path}[{key!r}]", depth) for key, node in items}
+        return {key: self.decode(node, child(path, key), depth) for key, node in items}
 
     def _tuple(self, payload: Any, path: str, depth: int) -> tuple[Any, ...]:
         if type(payload) is not list:
             raise TypeError
-        return tuple(self.decode(item, f"{path}[{i}]", depth) for i, item in enumerate(payload))
+        return tuple(self.decode(item, child(path, i), depth) for i, item in enumerate(payload))
 
     def _int(self, payload: Any, *_: Any) -> int:
         return int(payload, 16)
@@ -232,6 +231,8 @@ class Decoder:
             data = self.decode(payload["data"], f"{path}.data", depth)
             if type(payload["requires_grad"]) is not bool:
                 raise TypeError
+            if type(data) is not str and not _device.is_array(data):
+                raise TypeError
             name = self.decode(payload["name"], path)
             self._parameters[number] = Parameter(data, payload["requires_grad"], name)
         return self._parameters[number]
@@ -241,19 +242,18 @@ class Decoder:
             raise TypeError
         return self.decode(payload["state"], path, depth)
 
-
-_DECODERS: dict[str, Callable[..., Any]] = {
-    "$dict": Decoder._dict,  # noqa: SLF001 - the table of this class
-    "$tuple": Decoder._tuple,  # noqa: SLF001
-    "$int": Decoder._int,  # noqa: SLF001
-    "$float": Decoder._float,  # noqa: SLF001
-    "$str": Decoder._str,  # noqa: SLF001
-    "$bytes": Decoder._bytes,  # noqa: SLF001
-    "$scalar": Decoder._scalar,  # noqa: SLF001
-    "$array": Decoder._array,  # noqa: SLF001
-    "$parameter": Decoder._parameter,  # noqa: SLF001
-    "$object": Decoder._object,  # noqa: SLF001
-}
+    _by_tag: ClassVar[dict[str, Callable[..., Any]]] = {
+        "$dict": _dict,
+        "$tuple": _tuple,
+        "$int": _int,
+        "$float": _float,
+        "$str": _str,
+        "$bytes": _bytes,
+        "$scalar": _scalar,
+        "$array": _array,
+        "$parameter": _parameter,
+        "$object": _object,
+    }
 
 
 def split(node: Node) -> tuple[str | None, Any]:
@@ -261,6 +261,11 @@ def split(node: Node) -> tuple[str | None, Any]:
     if type(node) is dict and any(key[:1] == "$" for key in node):
         return next(iter(node.items())) if len(node) == 1 else (" ".join(node), None)
     return None, node
+
+
+def child(path: str, key: str | int) -> str:
+    """Return the path of one part of a collection; long keys are cut."""
+    return f"{path}[{key!r:.100}]"
 
 
 def is_stateful(value: Any) -> bool:

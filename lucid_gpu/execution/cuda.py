@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -75,7 +78,8 @@ class CudaExecutor:
         """Record the launch in the graph that the current stream records.
 
         Raises:
-            RuntimeError: a tensor is not contiguous: its scalars would be frozen in the graph.
+            RuntimeError: a tensor is not contiguous: its scalars would be frozen in the graph; or
+                it is on another device than the stream, which would not record its launch.
         """
         if len(self._strided):
             raise RuntimeError(
@@ -83,6 +87,11 @@ class CudaExecutor:
                 "graph cannot replay with new scalars: make them contiguous before capturing"
             )
         with device.on(self._home):
+            if not device.is_capturing():
+                raise RuntimeError(
+                    f"the parameters on {self._home} step on a stream that records no graph: "
+                    "capture one optimizer for each device"
+                )
             self._fused.launch()
 
     def upload(self, scalars: Sequence[Any]) -> None:
@@ -176,9 +185,12 @@ class _Table:
         cp = device.cupy()
         self.host = np.zeros(nbytes, np.uint8)
         self.device = cp.zeros(nbytes, np.uint8)
+        _release_stages()
         self._stages = [device.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
         self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
         self._uploads = 0
+        retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
+        retire.atexit = False
 
     def upload(self, nbytes: int) -> None:
         """Copy the first ``nbytes`` of the host table to the device, on the current stream."""
@@ -191,6 +203,22 @@ class _Table:
         self.device.data.copy_from_host_async(stage.ctypes.data, nbytes, stream)
         self._read[turn].record(stream)
         self._uploads += 1
+
+
+_retired: deque[tuple[Any, Any]] = deque()
+"""Stages of tables that are gone, and the events after which no copy reads them.
+
+CuPy's pool would hand out their memory at once, to be refilled while the device still reads it.
+"""
+
+
+def _release_stages() -> None:
+    """Let go of the retired stages that the device has read."""
+    for _ in range(len(_retired)):
+        with suppress(IndexError):  # another thread took the last one
+            event, stage = _retired.popleft()
+            if not event.done:
+                _retired.append((event, stage))
 
 
 @cache

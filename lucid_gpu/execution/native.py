@@ -9,6 +9,7 @@ the first step wait for the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -107,8 +108,8 @@ class Build:
             stderr=subprocess.DEVNULL,
         )
         assert process.stdin is not None
-        with process.stdin as text:
-            text.write(source.encode())
+        with contextlib.suppress(BrokenPipeError), process.stdin as text:
+            text.write(source.encode())  # one that dies early is found out by its status
         return process
 
     def _load(self) -> None:

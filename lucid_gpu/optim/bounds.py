@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, not {value!r}")
-    return float(value)
+    return number
 
 
 def finite(options: Mapping[str, Any], *names: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from lucid_gpu import device as _device
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.optim.explain import explain
-from lucid_gpu.optim.optimizer import Optimizer
-from lucid_gpu.optim.roster import Roster, misfits
+from lucid_gpu.optim.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.roster import Roster, misfits, step_problems
 
 DECAYS = ("none", "l2", "decoupled")
 
@@ -47,6 +47,11 @@ class FusedOptimizer(Optimizer):
     Scalars: ClassVar[Any]
     scratch: ClassVar[int] = 0
     Variant: ClassVar[Any]
+    _transient: ClassVar[dict[str, Any]] = {
+        **Optimizer._transient,  # noqa: SLF001 - of the base class
+        "_roster": None,
+        "_captured": None,
+    }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -95,7 +100,7 @@ class FusedOptimizer(Optimizer):
             ValueError: an option is out of bounds, or a gradient or slot does not fit its
                 parameter. Nothing was changed.
         """
-        result = None if closure is None else closure()
+        result = evaluate(closure)
         if _device.is_capturing():
             self._capture()
             return result
@@ -127,7 +132,7 @@ class FusedOptimizer(Optimizer):
         """
         if self._captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
-        if self._current_roster() is not self._captured:
+        if self._roster is not self._captured or not self._captured.still_holds():
             raise RuntimeError(
                 "parameters, groups or state have changed since the step was captured: "
                 "capture the graph anew"
@@ -159,9 +164,7 @@ class FusedOptimizer(Optimizer):
         problems += [
             f"slot {name!r} is unknown" for name in slots if name not in ("step", *self.slots)
         ]
-        step = slots.get("step", 0)
-        if type(step) is not int or step < 0:
-            problems.append(f"slot 'step' must be an int >= 0, not {step!r}")
+        problems += step_problems(slots.get("step", 0))
         for name in self.slots:
             if name in slots:
                 problems += misfits(f"slot {name!r}", slots[name], param.data, "shape", "dtype")
@@ -177,9 +180,6 @@ class FusedOptimizer(Optimizer):
         self.check_options(group)
         return self.Variant(**self.variant(group))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_roster": None, "_captured": None}
-
     def _current_roster(self) -> Roster:
         """Return the roster of this step: the last one if it still holds, else a new one."""
         if self._roster is None or not self._roster.still_holds():
@@ -187,14 +187,14 @@ class FusedOptimizer(Optimizer):
         return self._roster
 
     def _capture(self) -> None:
-        before = self._roster
-        if before is None or self._current_roster() is not before:
+        roster = self._roster
+        if roster is None or not roster.still_holds():
             raise RuntimeError(
                 "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
                 "one ordinary step, with the same parameters, groups and options, before capturing"
             )
-        for batch in before.batches:
+        for batch in roster.batches:
             if not isinstance(batch.executor, CudaExecutor):
                 raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
             batch.executor.capture()
-        self._captured = before
+        self._captured = roster

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeAlias, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
-Hook = TypeVar("Hook", bound="Callable[..., Any]")
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a step, without the optimizer itself."""
+
+PreHook: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any]], Arguments | None]
+PostHook: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
 _ids = itertools.count()
 
@@ -70,11 +74,11 @@ class HookList(Generic[Hook]):
         return type(self), ()
 
 
-global_step_pre_hooks: HookList[Any] = HookList()
-global_step_post_hooks: HookList[Any] = HookList()
+global_step_pre_hooks: HookList[PreHook] = HookList()
+global_step_post_hooks: HookList[PostHook] = HookList()
 
 
-def register_optimizer_step_pre_hook(hook: Callable[..., Any]) -> RemovableHandle:
+def register_optimizer_step_pre_hook(hook: PreHook) -> RemovableHandle:
     """Register ``hook(optimizer, args, kwargs)`` to run ahead of every step of every optimizer.
 
     It may return ``(args, kwargs)`` to replace the arguments, or None. Hooks of the process run
@@ -87,7 +91,7 @@ def register_optimizer_step_pre_hook(hook: Callable[..., Any]) -> RemovableHandl
     return global_step_pre_hooks.register(hook)
 
 
-def register_optimizer_step_post_hook(hook: Callable[..., None]) -> RemovableHandle:
+def register_optimizer_step_post_hook(hook: PostHook) -> RemovableHandle:
     """Register ``hook(optimizer, args, kwargs)`` to run after every step of every optimizer.
 
     Hooks of the process run after the optimizer's own.

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from lucid_gpu.optim.groups import is_positional
+from lucid_gpu.optim.groups import is_positional, named
 
 
 @dataclass
 class Match:
-    """One group of the optimizer, its saved options, and its parameters with their saved ids."""
+    """One group of the optimizer, its saved options, and ``(name, parameter, saved id)`` each."""
 
     index: int
     group: dict[str, Any]
     saved: Mapping[str, Any]
-    pairs: list[tuple[Any, str, Any]] = field(default_factory=list)
+    pairs: list[tuple[str, Any, Any]] = field(default_factory=list)
 
 
 def match_groups(
@@ -46,7 +46,7 @@ def match_groups(
 
 
 def _are_given(names: Sequence[Any]) -> bool:
-    return all(each and not is_positional(each, index) for index, each in enumerate(names))
+    return all(each and not is_positional(each) for each in names)
 
 
 def _by_position(
@@ -54,11 +54,14 @@ def _by_position(
 ) -> list[Match]:
     matches = []
     for index, (group, saved_group) in enumerate(zip(groups, saved, strict=False)):
-        own, ids = group["params"], saved_group["params"]
+        own, ids = named(group), saved_group["params"]
         if len(own) != len(ids):
-            problems.append(f"group {index} has {len(ids)} parameters saved, {len(own)} here")
+            names = ", ".join(repr(name) for name, _ in own)
+            problems.append(
+                f"group {index} has {len(ids)} parameters saved, {len(own)} here: {names}"
+            )
             continue
-        pairs = list(zip(own, group["param_names"], ids, strict=True))
+        pairs = [(name, param, saved_id) for (name, param), saved_id in zip(own, ids, strict=True)]
         matches.append(Match(index, group, saved_group, pairs))
     return matches
 
@@ -83,11 +86,7 @@ def _by_name(
                 f"{', '.join(map(str, sources))}, so that their options are ambiguous"
             )
         options = saved[sources[0]] if len(sources) == 1 else {}
-        pairs = [
-            (param, name, home[name][1])
-            for param, name in zip(group["params"], names, strict=True)
-            if name in home
-        ]
+        pairs = [(name, param, home[name][1]) for name, param in named(group) if name in home]
         matches.append(Match(index, group, options, pairs))
     here = {name for group in groups for name in group["param_names"]}
     problems += [

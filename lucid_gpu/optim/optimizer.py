@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from lucid_gpu import device as _device
 from lucid_gpu.optim import groups as _groups
-from lucid_gpu.optim import hooks as _hooks
 from lucid_gpu.optim import state_dict as _state_dict
+from lucid_gpu.optim.hooked import Hooked, replaced
 from lucid_gpu.optim.state import State
-from lucid_gpu.optim.tree import copy_tree
+from lucid_gpu.optim.tree import copy_tree, is_plain
 from lucid_gpu.parameter import Parameter
 
-Step = TypeVar("Step", bound=Callable[..., Any])
 
-
-class Optimizer:
+class Optimizer(Hooked):
     """Base class of all optimizers; a subclass adds ``step``.
 
     Args:
@@ -58,6 +56,7 @@ class Optimizer:
     """
 
     requires_parameters: ClassVar[bool] = True
+    _transient: ClassVar[dict[str, Any]] = {"_is_stepping": False}  # what no copy takes along
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004, D102
         if cls is Optimizer:
@@ -66,7 +65,7 @@ class Optimizer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "step" in cls.__dict__:
+        if cls.step is not Optimizer.step and not getattr(cls.step, "hooked", False):
             cls.step = cls.profile_hook_step(cls.step)  # type: ignore[method-assign]
 
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
@@ -76,14 +75,9 @@ class Optimizer:
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
-        self._step_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._step_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._load_state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._is_stepping = False
-        for group in _groups.split_groups(params, self.requires_parameters):
+        self._init_hooks()
+        groups, loose = _groups.split(params, self.requires_parameters)
+        for group in groups or (self.param_groups_setup(loose, self.defaults) if loose else []):
             self.add_param_group(group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -126,8 +120,11 @@ class Optimizer:
     def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a list with the one group dict that ``params`` and ``defaults`` make.
 
+        The constructor asks it for the groups of parameters that were passed without any, so a
+        subclass can group them otherwise.
+
         Args:
-            params: the parameters of the group.
+            params: the parameters of the group; names that were given appear in ``param_names``.
             defaults: its options.
 
         Raises:
@@ -135,7 +132,9 @@ class Optimizer:
             ValueError: ``params`` is empty.
         """
         group = _groups.normalize({"params": params}, 0)
-        return [{"params": group["params"], **defaults}]
+        if _groups.is_positional(group["param_names"]):
+            del group["param_names"]
+        return [{**group, **defaults}]
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group of parameters; options it lacks come from ``defaults``.
@@ -156,7 +155,7 @@ class Optimizer:
         owners = {
             id(param): (number, name)
             for number, other in enumerate(self.param_groups)
-            for param, name in zip(other["params"], other["param_names"], strict=True)
+            for name, param in _groups.named(other)
         }
         for param in group["params"]:
             if id(param) in owners:
@@ -165,14 +164,13 @@ class Optimizer:
                     f"parameter {name!r} is already in parameter group {number}: "
                     "a parameter belongs to one group"
                 )
-        named = [
-            not _groups.is_positional(other["param_names"], number)
-            for number, other in enumerate([*self.param_groups, group])
-        ]
-        if named[-1] != named[0]:
+        first = self.param_groups[0] if self.param_groups else group
+        if _groups.is_positional(first["param_names"]) != _groups.is_positional(
+            group["param_names"]
+        ):
             raise ValueError(
-                f"the parameters of group {0 if named[0] else index} have names, those of group "
-                f"{index if named[0] else 0} have none: name those of all groups, or of none"
+                f"the parameters of one of the groups 0 and {index} have names, those of the "
+                "other have none: name those of all groups, or of none"
             )
         names = {"params": group["params"], "param_names": group["param_names"]}
         self.param_groups.append({**options, **names})
@@ -182,22 +180,23 @@ class Optimizer:
 
         Args:
             set_to_none: True sets each ``grad`` to None. False fills the existing buffers with
-                zeros in place; no buffer is made where there is none.
+                zeros in place; no buffer is made where there is none. The gradient of a text
+                becomes an empty list either way, unless it is frozen.
         """
         for param in self._params():
             grad = param.grad
-            if isinstance(grad, list):
-                param.grad = []
+            if isinstance(param.data, str) or isinstance(grad, list):
+                if getattr(param, "requires_grad", True):
+                    param.grad = []
             elif set_to_none:
                 param.grad = None
             elif grad is not None:
-                grad[...] = 0
+                with _device.on(_device.of(grad)):
+                    grad[...] = 0
 
     def clear_grad(self) -> None:
-        """Reset the gradients, as :meth:`zero_grad` does; lists of text become empty lists."""
-        for param in self._params():
-            is_text = isinstance(param.data, str)
-            param.grad = [] if is_text else None
+        """Reset the gradients: :meth:`zero_grad` by another name."""
+        self.zero_grad()
 
     def reset_grad(self) -> None:
         """Reset the gradients: :meth:`zero_grad` by another name."""
@@ -251,13 +250,16 @@ class Optimizer:
             device: ``"cpu"`` brings the arrays to the host; None copies them where they are.
 
         Raises:
-            TypeError: a slot holds something that is no plain data.
+            TypeError: a slot holds something that is no plain data, or an option holds a live
+                object inside a list, tuple or dict.
+            ValueError: ``device`` is unknown.
         """
+        device = None if device is None else _device.resolve(device)
         for hook in self._state_dict_pre_hooks:
             hook(self)
-        snapshot = _state_dict.snapshot(self, None if device is None else _device.resolve(device))
+        snapshot = _state_dict.snapshot(self, device)
         for hook in self._state_dict_post_hooks:
-            snapshot = _replaced(hook, hook(self, snapshot), snapshot)
+            snapshot = replaced(hook, hook(self, snapshot), snapshot)
         return snapshot
 
     def load_state_dict(
@@ -278,7 +280,7 @@ class Optimizer:
             state_dict: what :meth:`state_dict` returned; it is not changed.
             strict: False loads what fits and warns with a list of what did not.
             model_clients: for each option that held a live object when it was saved, the instance
-                to install.
+                to install. Its own ``load_state_dict`` gets what its ``state_dict`` had given.
 
         Raises:
             TypeError: it is no mapping, or part of it is of the wrong type.
@@ -286,124 +288,85 @@ class Optimizer:
             ValueError: it does not match this optimizer; the text lists every mismatch. Or a
                 model client is missing or of another class.
         """
+        if not isinstance(strict, bool):
+            raise TypeError(
+                f"strict must be True or False, not a {type(strict).__name__}: "
+                "pass model clients as model_clients={option: instance}"
+            )
+        if not isinstance(model_clients, Mapping | None):
+            raise TypeError(
+                "model_clients must be a dict {option: instance}, "
+                f"not a {type(model_clients).__name__}"
+            )
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
         for hook in self._load_state_dict_pre_hooks:
-            state_dict = _replaced(hook, hook(self, state_dict), state_dict)
+            state_dict = replaced(hook, hook(self, state_dict), state_dict)
         _state_dict.restore(self, state_dict, strict, model_clients or {})
         for hook in self._load_state_dict_post_hooks:
             hook(self)
 
-    def register_step_pre_hook(self, hook: Callable[..., Any]) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, args, kwargs)`` to run ahead of each step.
+    def __getstate__(self) -> dict[str, Any]:
+        held = [
+            *self._live_options(),
+            *(k for slots in self.state.values() for k in slots if not is_plain(slots[k])),
+        ]
+        if held:
+            raise TypeError(
+                f"{', '.join(map(repr, held))} hold live objects, which a pickle would write with "
+                "all their attributes: save state_dict() instead"
+            )
+        return {**self.__dict__, **self._transient}
 
-        It may return a tuple ``(args, kwargs)`` that replaces the arguments of the step, or None.
-        """
-        return self._step_pre_hooks.register(hook)
-
-    def register_step_post_hook(self, hook: Callable[..., None]) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, args, kwargs)`` to run after each step."""
-        return self._step_post_hooks.register(hook)
-
-    def register_state_dict_pre_hook(
-        self, hook: Callable[..., None], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer)`` to run ahead of :meth:`state_dict`."""
-        return self._state_dict_pre_hooks.register(hook, prepend)
-
-    def register_state_dict_post_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, state_dict)``, which may edit the dict or return another."""
-        return self._state_dict_post_hooks.register(hook, prepend)
-
-    def register_load_state_dict_pre_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer, state_dict)`` to run ahead of :meth:`load_state_dict`.
-
-        It gets a shallow copy of the dict and may edit it or return another.
-        """
-        return self._load_state_dict_pre_hooks.register(hook, prepend)
-
-    def register_load_state_dict_post_hook(
-        self, hook: Callable[..., None], prepend: bool = False
-    ) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
-        return self._load_state_dict_post_hooks.register(hook, prepend)
-
-    @staticmethod
-    def profile_hook_step(func: Step) -> Step:
-        """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
-
-        The ``step`` of every subclass is wrapped when the class is made.
-        """
-        if getattr(func, "hooked", False):
-            return func
-
-        @functools.wraps(func)
-        def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            if self._is_stepping:  # a subclass's step that calls super().step() is one step
-                return func(self, *args, **kwargs)
-            self._is_stepping = True
-            try:
-                for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
-                    args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
-                result = func(self, *args, **kwargs)
-                for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
-                    hook(self, args, kwargs)
-            finally:
-                self._is_stepping = False
-            return result
-
-        step.hooked = True  # type: ignore[attr-defined]
-        return step  # type: ignore[return-value]
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Live objects, such as a client with its connections, are shared by the copy.
+        memo.update((id(value), value) for value in self._live_options().values())
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, **self._transient}, memo))
+        return twin
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {index}")
-            lines += [
-                f"    {key}: {value}" for key, value in sorted(_groups.options(group).items())
-            ]
-            arrays = [p.data for p in group["params"] if not isinstance(p.data, str)]
-            elements = sum(array.size for array in arrays)
-            places = sorted({_device.of(array) for array in arrays}) or ["cpu"]
-            names = ", ".join(group["param_names"][:4]) + (
-                ", …" if len(group["params"]) > 4 else ""
-            )
-            lines.append(
-                f"    {len(group['params'])} parameters ({names}), "
-                f"{elements} elements on {', '.join(places)}"
-            )
+            for key, value in sorted(_groups.options(group).items()):
+                # The repr of a live object may show what is secret.
+                shown = value if is_plain(value) else f"<{type(value).__name__}>"
+                lines.append(f"    {key}: {shown}")
+            lines.append(f"    {_describe_parameters(group)}")
         return "\n".join([*lines, ")"])
+
+    def _live_options(self) -> dict[str, Any]:
+        every = [self.defaults, *map(_groups.options, self.param_groups)]
+        return {k: v for options in every for k, v in options.items() if not is_plain(v)}
 
     def _params(self) -> list[Any]:
         return [param for group in self.param_groups for param in group["params"]]
 
 
-def _arguments(
-    hook: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments that a step pre-hook left, or those it put in their place."""
-    if result is None:
-        return args, kwargs
-    if isinstance(result, tuple) and len(result) == 2:
-        new_args, new_kwargs = result
-        if isinstance(new_args, tuple) and isinstance(new_kwargs, dict):
-            return new_args, new_kwargs
-    raise RuntimeError(
-        f"step pre-hook {hook!r} returned {result!r}: it must return None or (args, kwargs), "
-        "a tuple and a dict"
-    )
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """Call the closure of a step and return its result; None without one.
 
-
-def _replaced(hook: Any, result: Any, current: Any) -> Any:
-    """Return the state dict that a hook left, or the one it put in its place."""
-    if result is None:
-        return current
-    if not isinstance(result, Mapping):
-        raise RuntimeError(
-            f"hook {hook!r} returned a {type(result).__name__}: it must return None or a state dict"
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if closure is None:
+        return None
+    if not callable(closure):
+        raise TypeError(
+            f"closure must be a function that returns the loss, not {closure!r}: "
+            "pass the function itself, not its result"
         )
-    return result
+    return closure()
+
+
+def _describe_parameters(group: Mapping[str, Any]) -> str:
+    """Return how many parameters a group has, the first few names, and where they live."""
+    named = _groups.named(group)
+    shown = ", ".join([name for name, _ in named[:4]] + ["…"] * (len(named) > 4))
+    arrays = [_device.as_array(param.data) for _, param in named]
+    numeric = [array for array in arrays if array is not None]
+    places = ", ".join(sorted({_device.of(array) for array in numeric})) or "cpu"
+    elements = sum(array.size for array in numeric)
+    return f"{len(named)} parameters ({shown}), {elements} elements on {places}"

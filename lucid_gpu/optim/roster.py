@@ -16,6 +16,7 @@ from lucid_gpu.execution import cpu
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import Work
+from lucid_gpu.optim.groups import named
 from lucid_gpu.optim.state import Clock
 from lucid_gpu.parameter import Parameter, latest_changes
 
@@ -76,8 +77,8 @@ class Roster:
         self._changes = latest_changes()
         self._options = self._read_options()
         self._variants = [optimizer.variant_of(group) for group in groups]
-        self._lists = [(group["params"], len(group["params"])) for group in groups]
-        self._params = [param for params, _ in self._lists for param in params]
+        self._groups = [(group, list(group["params"])) for group in groups]
+        self._params = [param for _, params in self._groups for param in params]
         self._are_own = all(map(_is_own, self._params))
         self._entries = np.array([p.entry for p in self._params] if self._are_own else [], np.intp)
         self._data = [param.data for param in self._params]
@@ -135,10 +136,15 @@ class Roster:
 
     def _has_same_groups(self) -> bool:
         groups = self._optimizer.param_groups
-        return len(groups) == len(self._lists) and all(
-            group["params"] is params and len(params) == count
-            for group, (params, count) in zip(groups, self._lists, strict=True)
+        return len(groups) == len(self._groups) and all(
+            now is then and self._are_same(now["params"], params)
+            for now, (then, params) in zip(groups, self._groups, strict=True)
         )
+
+    def _are_same(self, now: list[Any], then: list[Any]) -> bool:
+        if self._are_own:  # a Parameter equals itself alone, and comparing lists is quick
+            return now == then
+        return len(now) == len(then) and all(map(is_, now, then))
 
     def _has_same_data(self) -> bool:
         return all(map(is_, [param.data for param in self._params], self._data))
@@ -150,12 +156,12 @@ class Roster:
         position = -1
         for number, group in enumerate(optimizer.param_groups):
             used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
-            for param, name in zip(group["params"], group["param_names"], strict=True):
+            for name, param in named(group):
                 position += 1
                 if grads[position] is None:
                     continue
                 data = _trainable(name, self._data[position])
-                grad = _device.as_array(grads[position])
+                grad = _as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
                 kept = optimizer.state.get(param, {})
                 slots = {slot: kept[slot] for slot in used if slot in kept}
@@ -163,6 +169,7 @@ class Roster:
                     _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
                 slots |= dict.fromkeys((slot for slot in used if slot not in slots), None)
                 step = kept.get("step", 0)
+                _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
                 items.append(Item(position, number, name, param, data, grad, step, slots))
         _allocate(items)
         return items
@@ -204,7 +211,7 @@ class Roster:
         if [grad is not None for grad in grads] != self._has_grad:
             return False
         if not self._are_own:  # a Parameter has checked its gradient when it was set
-            grads = [None if grad is None else _device.as_array(grad) for grad in grads]
+            grads = [_as_array(grad) for grad in grads]
             for position, has_grad in enumerate(self._has_grad):
                 if has_grad:
                     label = f"the gradient of parameter {self._name(position)!r}"
@@ -228,8 +235,8 @@ class Roster:
         )
 
     def _name(self, position: int) -> str:
-        names = [name for group in self._optimizer.param_groups for name in group["param_names"]]
-        return str(names[position])
+        names = [name for group, _ in self._groups for name, _ in named(group)]
+        return names[position]
 
 
 def _is_own(param: Any) -> bool:
@@ -263,9 +270,22 @@ def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
     ]
 
 
+def step_problems(step: Any) -> list[str]:
+    """Return, in words, why a step count cannot be used."""
+    if type(step) is int and step >= 0:
+        return []
+    return [f"slot 'step' must be an int >= 0, not {step!r}"]
+
+
 def _require(problems: list[str]) -> None:
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _as_array(value: Any) -> Any:
+    """Return an array of another framework as one of CuPy or NumPy, anything else as it is."""
+    array = _device.as_array(value)
+    return value if array is None else array
 
 
 def _trainable(name: str, data: Any) -> Any:

@@ -6,9 +6,8 @@ changes nothing. The second only exchanges references and cannot fail.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lucid_gpu import device as _device
@@ -19,9 +18,6 @@ from lucid_gpu.optim.tree import copy_tree
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.optimizer import Optimizer
-
-CLASS = "optimizer_class"
-"""The key of a saved group that names the class of the optimizer."""
 
 
 def snapshot(optimizer: Optimizer, device: str | None) -> dict[str, Any]:
@@ -36,7 +32,7 @@ def snapshot(optimizer: Optimizer, device: str | None) -> dict[str, Any]:
     for group in optimizer.param_groups:
         ids = list(range(next_id, next_id + len(group["params"])))
         next_id += len(ids)
-        for saved_id, param, name in zip(ids, group["params"], group["param_names"], strict=True):
+        for saved_id, (name, param) in zip(ids, _groups.named(group), strict=True):
             slots = optimizer.state.get(param)
             if slots:
                 state[saved_id] = {
@@ -48,9 +44,34 @@ def snapshot(optimizer: Optimizer, device: str | None) -> dict[str, Any]:
             for key, value in _groups.options(group).items()
         }
         names = list(group["param_names"])
-        own = {CLASS: type(optimizer).__name__, "params": ids, "param_names": names}
+        own = {_groups.CLASS: type(optimizer).__name__, "params": ids, "param_names": names}
         saved_groups.append({**options, **own})
     return {"state": state, "param_groups": saved_groups}
+
+
+@dataclass
+class Report:
+    """What speaks against a restore.
+
+    Attributes:
+        problems: mismatches, which ``strict=False`` passes over.
+        refusals: what no restore can do without.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def settle(self, optimizer: Optimizer, strict: bool) -> None:
+        """Raise if the restore cannot go on; warn if it goes on without some parts."""
+        listed = "".join(f"\n  - {text}" for text in (*self.refusals, *self.problems))
+        if self.refusals or (self.problems and strict):
+            remedy = "" if self.refusals else " (strict=False loads what fits)"
+            raise ValueError(
+                f"the state dict does not match this {type(optimizer).__name__}; nothing was "
+                f"loaded{remedy}:{listed}"
+            )
+        if listed:
+            _groups.warn_caller(f"these parts of the state dict were not loaded:{listed}")
 
 
 @dataclass
@@ -59,6 +80,7 @@ class Restored:
 
     group: dict[str, Any]
     options: dict[str, Any]
+    clients: list[tuple[Any, Mapping[str, Any]]]
     slots: list[tuple[Any, dict[str, Any]]]
 
 
@@ -72,23 +94,13 @@ def restore(
     _check_form(state_dict)
     if pytorch.is_pytorch(state_dict):
         state_dict = pytorch.translate(state_dict)
-    problems = _class_problems(optimizer, state_dict)
-    matches = match_groups(optimizer.param_groups, state_dict["param_groups"], problems)
+    report = Report(_class_problems(optimizer, state_dict))
+    matches = match_groups(optimizer.param_groups, state_dict["param_groups"], report.problems)
     prepared = [
-        _prepare(optimizer, match, state_dict["state"], model_clients, problems)
-        for match in matches
+        _prepare(optimizer, match, state_dict["state"], model_clients, report) for match in matches
     ]
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
-        if strict:
-            raise ValueError(
-                f"the state dict does not match this {type(optimizer).__name__}; nothing was "
-                f"loaded (strict=False loads what fits):{listed}"
-            )
-        warnings.warn(f"these parts of the state dict were not loaded:{listed}", stacklevel=3)
-    live.install(
-        [(each.options, match.saved) for each, match in zip(prepared, matches, strict=True)]
-    )
+    report.settle(optimizer, strict)
+    live.install([pair for each in prepared for pair in each.clients])
     for each in prepared:
         each.group.update(each.options)
         for param, slots in each.slots:
@@ -134,16 +146,18 @@ def _checked_ids(saved_groups: Any) -> set[Any]:
         names = group.get("param_names", params)
         if not isinstance(names, list | tuple) or len(names) != len(params):
             raise ValueError(f"{where}['param_names'] must be a list of {len(params)} names")
-        twice = [i for i in params if i in ids or params.count(i) > 1]
-        if twice:
-            raise ValueError(f"{where}['params'] holds id {twice[0]!r}, which stands there already")
-        ids.update(params)
+        for saved_id in params:
+            if saved_id in ids:
+                raise ValueError(
+                    f"{where}['params'] holds id {saved_id!r}, which another parameter has already"
+                )
+            ids.add(saved_id)
     return ids
 
 
 def _class_problems(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[str]:
     own = type(optimizer).__name__
-    saved = {group[CLASS] for group in state_dict["param_groups"] if CLASS in group}
+    saved = {group[_groups.CLASS] for group in state_dict["param_groups"] if _groups.CLASS in group}
     return [f"it was saved by {name}, this is {own}" for name in sorted(map(str, saved - {own}))]
 
 
@@ -152,26 +166,41 @@ def _prepare(
     match: Match,
     state: Mapping[Any, Mapping[str, Any]],
     model_clients: Mapping[str, Any],
-    problems: list[str],
+    report: Report,
 ) -> Restored:
     """Copy what one group will get, and note what does not fit."""
-    options = _groups.options(match.group)
+    options, clients = _prepare_options(optimizer, match, model_clients, report)
+    slots = []
+    for name, param, saved_id in match.pairs:
+        saved = state.get(saved_id, {})
+        wrong = optimizer.slot_problems(param, saved, options) if saved else []
+        report.problems += [f"{name!r}: {problem}" for problem in wrong]
+        if not wrong:
+            slots.append((param, _copy_slots(param, name, saved)))
+    return Restored(match.group, options, clients, slots)
+
+
+def _prepare_options(
+    optimizer: Optimizer, match: Match, model_clients: Mapping[str, Any], report: Report
+) -> tuple[dict[str, Any], list[tuple[Any, Mapping[str, Any]]]]:
+    """Return the options that a group will have, and the clients among them that were saved."""
+    present = _groups.options(match.group)
+    options, clients = dict(present), []
     for key, value in _groups.options(match.saved).items():
-        if key != CLASS:
-            options[key] = live.revive(key, value, model_clients, _keep_home)
+        if not live.is_description(value):
+            options[key] = copy_tree(value, _keep_home, f"option {key!r}")
+            continue
+        lacking = live.client_problems(key, value, model_clients)
+        report.refusals += [f"group {match.index}: {problem}" for problem in lacking]
+        if not lacking:
+            options[key] = model_clients[key]
+            clients.append((model_clients[key], value))
     try:
         optimizer.check_options(options)
     except (TypeError, ValueError) as error:
-        problems.append(f"group {match.index}: {error}")
-        options = _groups.options(match.group)
-    slots = []
-    for param, name, saved_id in match.pairs:
-        saved = state.get(saved_id, {})
-        wrong = optimizer.slot_problems(param, saved, options) if saved else []
-        problems += [f"{name!r}: {problem}" for problem in wrong]
-        if not wrong:
-            slots.append((param, _copy_slots(param, name, saved)))
-    return Restored(match.group, options, slots)
+        report.problems.append(f"group {match.index}: {error}")
+        return present, []
+    return options, clients
 
 
 def _keep_home(array: Any) -> Any:
@@ -179,10 +208,12 @@ def _keep_home(array: Any) -> Any:
 
 
 def _copy_slots(param: Any, name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    home = _device.of(param.data)
+    home = _device.of(_device.as_array(param.data))
+
+    def bring_home(array: Any) -> Any:
+        return _device.copy(array, home)
+
     return {
-        slot: copy_tree(
-            value, lambda array: _device.copy(array, home), f"state of {name!r}[{slot!r}]"
-        )
+        slot: copy_tree(value, bring_home, f"state of {name!r}[{slot!r}]")
         for slot, value in saved.items()
     }

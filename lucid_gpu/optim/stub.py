@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lucid_gpu.optim.optimizer import Optimizer
+from lucid_gpu.optim.optimizer import Optimizer, evaluate
 
 
 class OptimizerStub(Optimizer):
@@ -37,4 +37,4 @@ class OptimizerStub(Optimizer):
         Returns:
             What ``closure`` returned; None without one.
         """
-        return None if closure is None else closure()
+        return evaluate(closure)

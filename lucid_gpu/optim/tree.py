@@ -11,29 +11,51 @@ import numpy as np
 from lucid_gpu import device
 from lucid_gpu.parameter import Parameter
 
-_LEAVES = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
+_LEAVES = (type(None), bool, int, float, complex, str, bytes)
 
 CopyArray: TypeAlias = Callable[[Any], Any]
 
 
+def _is_leaf(value: object) -> bool:
+    # By exact type: a subclass may carry attributes, which no copy here would know of.
+    return type(value) in _LEAVES or isinstance(value, np.generic)
+
+
+def _is_plain_array(value: object) -> bool:
+    """Say whether ``value`` is an array of numbers and nothing else: no mask, no objects."""
+    if device.is_cupy(value):
+        return True
+    return type(value) in (np.ndarray, np.memmap) and not value.dtype.hasobject  # type: ignore[attr-defined]
+
+
 def is_plain(value: object) -> bool:
-    """Say whether ``value`` is data that :func:`copy_tree` can copy, down to its leaves."""
-    if isinstance(value, dict):
-        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_plain, value))
-    return isinstance(value, (*_LEAVES, Parameter)) or device.is_array(value)
+    """Say whether :func:`copy_tree` can copy ``value``, down to its leaves."""
+    if type(value) is dict:
+        return all(type(key) in _LEAVES for key in value) and all(map(is_plain, value.values()))
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))  # type: ignore[call-overload]
+    return _is_leaf(value) or _is_plain_array(value) or isinstance(value, Parameter)
 
 
 def copy_tree(value: Any, copy_array: CopyArray, path: str) -> Any:
     """Copy a nested value; arrays by ``copy_array``, Parameters with data and gradient.
 
+    Args:
+        value: numbers, ``str``, ``bytes``, None, arrays, Parameters, and lists, tuples and dicts
+            of these.
+        copy_array: copies an array.
+        path: how errors call ``value``.
+
     Raises:
         TypeError: something in it is no plain data; the text names its path.
+
+    Example:
+        >>> copy_tree({"a": (1, [2.0, None])}, np.copy, "options")
+        {'a': (1, [2.0, None])}
     """
-    if isinstance(value, _LEAVES):
+    if _is_leaf(value):
         return value
-    if device.is_array(value):
+    if _is_plain_array(value):
         return copy_array(value)
     if isinstance(value, Parameter):
         twin = copy.copy(value)
@@ -42,18 +64,20 @@ def copy_tree(value: Any, copy_array: CopyArray, path: str) -> Any:
             copy_tree(value.grad, copy_array, f"{path}.grad"),
         )
         return twin
-    if isinstance(value, dict):
-        result = copy.copy(value)
-        for key, item in value.items():
-            result[key] = copy_tree(item, copy_array, f"{path}[{key!r}]")
-        return result
-    if isinstance(value, list | tuple):
+    if type(value) is dict:
+        for key in value:
+            if type(key) not in _LEAVES:
+                raise TypeError(_refusal(f"a key of {path}", key))
+        return {k: copy_tree(item, copy_array, f"{path}[{k!r}]") for k, item in value.items()}
+    if type(value) in (list, tuple):
         items = [copy_tree(item, copy_array, f"{path}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, list):
-            return items
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    raise TypeError(
-        f"{path} holds a {type(value).__name__}, which is no plain data: use numbers, strings, "
-        "None, lists, tuples, dicts, arrays and Parameters, or make a live object an option of "
-        "its own, which is saved by its class name and its state_dict()"
+        return items if type(value) is list else tuple(items)
+    raise TypeError(_refusal(path, value))
+
+
+def _refusal(path: str, value: object) -> str:
+    return (
+        f"{path} is a {type(value).__name__}, which is no plain data: use numbers, strings, None, "
+        "arrays, Parameters, and lists, tuples and dicts of them; a live object can be an option "
+        "of its own, which is saved by its class name and its state_dict()"
     )

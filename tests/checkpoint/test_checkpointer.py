@@ -195,6 +195,25 @@ def test_a_closed_checkpointer_saves_no_more(tmp_path):
     checkpointer.close()
     with pytest.raises(CheckpointError, match="is closed: open another"):
         checkpointer.save(1, {})
+    assert checkpointer.steps() == []
+
+
+def test_a_forked_process_does_not_keep_the_directory_locked(tmp_path):
+    checkpointer = Checkpointer(tmp_path)
+    shared = os.dup(checkpointer._lock)
+    checkpointer.close()
+    Checkpointer(tmp_path).close()
+    os.close(shared)
+
+
+def test_a_step_that_cannot_be_read_is_not_replaced(tmp_path, monkeypatch):
+    saved(tmp_path, [1])
+    with Checkpointer(tmp_path) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", full_disk)
+            with pytest.raises(CheckpointError, match="step-000000000001"):
+                checkpointer.save(1, {"step": 2})
+        assert checkpointer.restore() == {"step": 1}
 
 
 def test_readers_need_no_lock(tmp_path):
@@ -279,7 +298,7 @@ def test_old_steps_that_cannot_be_removed_are_an_error_after_the_save(tmp_path, 
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(1, {"step": 1})
         monkeypatch.setattr(shutil, "rmtree", full_disk)
-        with pytest.raises(CheckpointError, match=r"steps \[1\] were not removed"):
+        with pytest.raises(CheckpointError, match=r"step-000000000001 could not be removed"):
             checkpointer.save(2, {"step": 2})
         assert checkpointer.restore() == {"step": 2}
 

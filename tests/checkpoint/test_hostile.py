@@ -250,6 +250,7 @@ def test_a_forged_manifest_is_refused(path, change, why):
         {"$parameter": {"id": [], "name": None, "requires_grad": True, "data": "x"}},
         {"$parameter": {"id": 0, "name": 5, "requires_grad": True, "data": "x"}},
         {"$parameter": {"id": 0, "name": None, "requires_grad": True, "data": {}}},
+        {"$parameter": {"id": 0, "name": None, "requires_grad": True, "data": [1.0]}},
         {"$parameter": {"id": 0, "name": None, "requires_grad": True}},
         {"$object": {"class": 1, "state": None}},
         {"$object": {"class": "X"}},

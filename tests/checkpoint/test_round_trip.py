@@ -95,6 +95,19 @@ def test_nan_payloads_of_floats_and_arrays_come_back(path):
     assert trees.same(load(path), tree)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda t: [t], lambda t: (t,), lambda t: {7: t}, lambda t: {"k": t}]
+)
+def test_trees_as_deep_as_allowed_come_back_and_deeper_ones_are_refused(path, wrap):
+    tree = np.arange(3)
+    for _ in range(100):
+        tree = wrap(tree)
+    save(path, tree)
+    assert trees.same(load(path), tree)
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        save(path.parent / "deeper", wrap(tree))
+
+
 def test_dict_order_comes_back(path):
     save(path, {"b": 1, "a": 2, 10: 3, 9: 4})
     assert list(load(path)) == ["b", "a", 10, 9]

@@ -4,6 +4,8 @@ The kernels that a GPU would get are compiled by the system's C++ compiler and r
 tables, so that everything between the optimizer and the GPU is tested on any machine. It is as
 strict as CuPy about memory of the host and of other devices, about what a capture allows, and
 about pinned memory; and it counts what CuPy does not: launches, compilations, allocations.
+
+Kernels and copies obey streams, also lazy ones; array expressions are NumPy's and run at once.
 """
 
 from __future__ import annotations
@@ -91,3 +93,4 @@ def _forget() -> None:
     lucid_gpu.device._probe.cache_clear()
     lucid_gpu.execution.cuda._compiled.cache_clear()
     lucid_gpu.execution.cuda._elementwise.cache_clear()
+    lucid_gpu.execution.cuda._retired.clear()

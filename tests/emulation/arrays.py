@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import numpy as np
 
@@ -169,17 +169,20 @@ def empty(shape, dtype=float, order: str = "C") -> ndarray:
 
 
 class PinnedPool:
-    """Page-locked memory that is handed out again as soon as nothing refers to it."""
+    """Page-locked memory that is handed out again as soon as nothing refers to it.
+
+    What came back first goes out first: most likely, the device has yet to read it.
+    """
 
     def __init__(self) -> None:
         self._blocks: dict[int, bytearray] = {}
-        self._free: dict[int, list[bytearray]] = defaultdict(list)
+        self._free: dict[int, deque[bytearray]] = defaultdict(deque)
 
     def empty(self, shape, dtype=float, order: str = "C") -> np.ndarray:
         MACHINE.note_allocation()
         count = int(np.prod(shape))
         size = -(-max(count * np.dtype(dtype).itemsize, 1) // 512) * 512
-        block = self._free[size].pop() if self._free[size] else bytearray(size)
+        block = self._free[size].popleft() if self._free[size] else bytearray(size)
         lease = (ctypes.c_ubyte * size).from_buffer(block)
         self._blocks[ctypes.addressof(lease)] = block
         weakref.finalize(lease, self._free[size].append, block)

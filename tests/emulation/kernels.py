@@ -77,22 +77,26 @@ class ElementwiseKernel:
     ) -> None:
         if not no_return:
             raise NotImplementedError("the emulation makes no outputs")
-        self._in = [tuple(param.split()) for param in in_params.split(",")]
-        self._out = [tuple(param.split()) for param in out_params.split(",")]
-        if any(name == "i" for _, name in self._in + self._out):
+        self.in_params = [tuple(param.split()) for param in in_params.split(",")]
+        self.out_params = [tuple(param.split()) for param in out_params.split(",")]
+        if any(name == "i" for _, name in self.in_params + self.out_params):
             raise ValueError("Can not use 'i' as a parameter name")
-        self._name, self._preamble, self._options = name, preamble, options
+        self.operation, self._name = operation, name
+        self._preamble, self._options = preamble, options
         self._symbol = _symbol(in_params, out_params, operation)
-        COMPILER.expect(preamble, options, {self._symbol: self._entry(operation)})
+        COMPILER.expect(preamble, options, {self._symbol: self._entry()})
         self._function = None
 
     def __call__(self, *args) -> None:
-        if len(args) != len(self._in) + len(self._out):
+        if len(args) != len(self.in_params) + len(self.out_params):
             raise TypeError(f"Wrong number of arguments for {self._name!r}: {len(args)}")
         check_operands(*args)
-        arrays = [self._operand(*pair) for pair in zip(self._in + self._out, args, strict=True)]
+        arrays = [
+            self._operand(*pair)
+            for pair in zip(self.in_params + self.out_params, args, strict=True)
+        ]
         shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        if any(array.shape != shape for array in arrays[len(self._in) :]):
+        if any(array.shape != shape for array in arrays[len(self.in_params) :]):
             raise ValueError("Out shape is mismatched")
         if 0 in shape:
             return
@@ -123,22 +127,23 @@ class ElementwiseKernel:
             if value.dtype != dtype:
                 raise TypeError(f"Type is mismatched. {name} {value.dtype} {dtype}")
             return value
-        if param in self._out:
+        if param in self.out_params:
             raise TypeError("Output arguments type must be cupy.ndarray")
         return np.array(value, dtype)
 
-    def _entry(self, operation: str) -> str:
+    def _entry(self) -> str:
         loads = [
             f"{const} {C_TYPES[dtype]}& {name} = emulation::Strided{{data[{k}], strides + {k} * "
             f"ndim}}.at<{const} {C_TYPES[dtype]}>(_index, ndim, shape);"
             for k, (const, (dtype, name)) in enumerate(
-                [("const", param) for param in self._in] + [("", param) for param in self._out]
+                [("const", param) for param in self.in_params]
+                + [("", param) for param in self.out_params]
             )
         ]
         return (
             f'extern "C" void {self._symbol}(long long size, int ndim, const long long* shape, '
             "char** data, const long long* strides) { for (long long _index = 0; _index < size; "
-            f"++_index) {{ {' '.join(loads)} {operation}; }} }}"
+            f"++_index) {{ {' '.join(loads)} {self.operation}; }} }}"
         )
 
 

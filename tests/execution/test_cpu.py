@@ -1,136 +1,249 @@
-"""The CPU executor: packs of small tensors, blocks of large ones, threads."""
+"""The NumPy twin runs in blocks, on threads, and neither can be told from the result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
 from lucid_gpu.execution import cpu
-from lucid_gpu.optim import SGD, Adam
+from lucid_gpu.execution.cpu import CpuExecutor, thread_count
+from lucid_gpu.execution.plan import Work
+from lucid_gpu.optim import Adam
 
-LAYOUTS = ("C", "F", "strided")
-
-
-def laid_out(values, layout):
-    if layout == "strided":
-        whole = np.zeros([2 * extent for extent in values.shape], values.dtype)
-        view = whole[(..., *(slice(None, None, 2) for _ in values.shape))]
-        view[...] = values
-        return view
-    return np.array(values, order=layout)
+LENIENT = settings(
+    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-def trained(shapes, layouts=("C", "C"), groups=1, steps=3, dtype=np.float32, kind=Adam):
-    """Return the parameters after some steps, each as a C-ordered copy."""
-    draw = np.random.default_rng(3)
-    values = [[draw.standard_normal(s).astype(dtype) for s in shapes] for _ in range(steps + 1)]
-    params = [Parameter(laid_out(value, layouts[0])) for value in values[0]]
-    optimizer = kind([{"params": params[g::groups], "lr": 0.1 + g} for g in range(groups)])
-    for grads in values[1:]:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = laid_out(grad, layouts[1])
-        optimizer.step()
-    return [np.array(param.data, order="C") for param in params]
+class Count:
+    """A rule that adds a constant, and what to do at each block besides."""
+
+    class Scalars(NamedTuple):
+        amount: float
+
+    slots = ()
+    scratch = 1
+    at_block = staticmethod(lambda param: None)
+
+    @staticmethod
+    def used_slots(variant):
+        return 0
+
+    @classmethod
+    def update(cls, k, variant, /, param, grad, scratch):
+        cls.at_block(param)
+        assert param.shape == grad.shape == scratch.shape
+        np.add(param, k.amount, out=scratch)
+        param[...] = scratch
 
 
-def one_by_one(shapes, **options):
-    """Return the same, with nothing packed and each block stepped alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "PACKED_ELEMENTS", -1)
-        patch.setenv("LUCID_GPU_NUM_THREADS", "1")
-        return trained(shapes, **options)
+def count_into(params, rule=Count):
+    work = Work(
+        rule,
+        params[0].dtype,
+        params,
+        [np.zeros_like(param) for param in params],
+        [()] * len(params),
+        [0] * len(params),
+        [None],
+    )
+    CpuExecutor(work).run([rule.Scalars(1.0)])
 
 
-def same(ours, theirs):
-    return [a.tobytes() for a in ours] == [b.tobytes() for b in theirs]
-
-
-shapes = st.lists(st.lists(st.integers(0, 7), max_size=3).map(tuple), min_size=1, max_size=9)
-
-
-@settings(max_examples=40, deadline=None)
-@given(shapes, st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.integers(1, 3))
-def test_packing_does_not_show_in_the_bits(shapes, own, grad, groups):
-    groups = min(groups, len(shapes))
-    expected = one_by_one(shapes, groups=groups)
-    assert same(trained(shapes, (own, grad), groups), expected)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_pack_ends_where_a_block_is_full(dtype, monkeypatch):
-    expected = one_by_one([(5,)] * 20, dtype=dtype)
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 12)
-    monkeypatch.setattr(cpu, "PACKED_ELEMENTS", 6)
-    monkeypatch.setattr(cpu._local, "scratch", {}, raising=False)
-    assert same(trained([(5,)] * 20, dtype=dtype), expected)
-
-
-def test_blocks_and_threads_do_not_show_in_the_bits(monkeypatch):
-    shapes = [(300, 7), (1000,), (3,), (4,)]
-    expected = one_by_one(shapes)
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(cpu, "PACKED_ELEMENTS", 16)
-    monkeypatch.setattr(cpu, "THREAD_ELEMENTS", 1)
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "3")
-    assert same(trained(shapes), expected)
-
-
-def test_new_slots_of_small_tensors_lie_side_by_side():
-    params = [Parameter(np.zeros(n, np.float32)) for n in (3, 5000, 4)]
-    for param in params:
-        param.grad = np.ones_like(param.data)
-    optimizer = Adam(params)
-    optimizer.step()
-    first, large, last = (optimizer.state[param]["exp_avg"] for param in params)
-    assert last.ctypes.data == first.ctypes.data + first.nbytes
-    assert large.base is None
-
-
-def test_slots_that_lie_elsewhere_are_stepped_too():
-    def three_steps(scatter):
-        params = [Parameter(np.full(n, 2.0, np.float32)) for n in (3, 4, 5)]
-        optimizer = SGD(params, lr=0.1, momentum=0.9)
-        for _ in range(3):
-            for param in params:
-                param.grad = param.data.copy()
-            optimizer.step()
-            if scatter:
-                optimizer.load_state_dict(optimizer.state_dict())
-        return [param.data for param in params]
-
-    assert same(three_steps(scatter=True), three_steps(scatter=False))
-
-
-def test_a_step_lets_go_of_its_gradients():
-    params = [Parameter(np.zeros(n, np.float32)) for n in (3, 4, 5000)]
-    for param in params:
-        param.grad = np.ones_like(param.data)
-    optimizer = SGD(params)
-    optimizer.step()
-    (executor,) = [batch.executor for batch in optimizer._roster.batches]
-    assert len(executor._grads) == 0
-    assert executor.needs_gradients
-
-
-def test_an_error_on_another_thread_is_raised(monkeypatch):
-    monkeypatch.setattr(cpu, "THREAD_ELEMENTS", 1)
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 elements, and scratch that was not made for larger ones."""
     monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 8)
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "4")
-
-    class Broken(SGD):
-        @staticmethod
-        def update(*arrays):
-            raise ArithmeticError("broken")
-
-    param = Parameter(np.zeros(64 * 100, np.float32))
-    param.grad = np.ones_like(param.data)
-    with pytest.raises(ArithmeticError, match="broken"):
-        Broken([param]).step()
+    monkeypatch.setattr(cpu, "_local", threading.local())
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two", ""])
-def test_a_number_of_threads_that_is_none_is_an_error(text, monkeypatch):
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads, however little there is to do."""
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "2")
+    monkeypatch.setattr(cpu, "THREAD_ELEMENTS", 1, raising=False)
+
+
+@LENIENT
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 7), max_size=4), min_size=1, max_size=4),
+    layout=st.sampled_from(["C", "F", "strided", "reversed"]),
+    threads=st.integers(1, 3),
+)
+def test_every_element_is_updated_once(small_blocks, monkeypatch, shapes, layout, threads):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", str(threads))
+    params = []
+    for shape in shapes:
+        array = np.zeros([2 * extent for extent in shape], order="F" if layout == "F" else "C")
+        if layout == "strided":
+            array = array[(..., *(slice(None, None, 2) for _ in shape))]
+        elif layout == "reversed":
+            array = array[(..., *(slice(None, None, -1) for _ in shape))]
+        params.append(array)
+    count_into(params)
+    assert all((param == 1).all() for param in params)
+
+
+def test_a_block_stays_in_the_cache(small_blocks):
+    sizes = []
+
+    class Rule(Count):
+        at_block = staticmethod(lambda param: sizes.append(param.size))
+
+    strided = np.zeros((30, 10))[:, ::2]
+    count_into([np.zeros(50), strided, np.zeros((3, 3))], Rule)
+    assert max(sizes) <= 8
+
+
+def trajectory(seed=3):
+    rng = np.random.default_rng(seed)
+    shapes = [(300_000,), (7,), (3,), (400, 300)]
+    params = [Parameter(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
+    params.append(Parameter(np.ones((200, 20), np.float32)[:, ::3]))
+    optimizer = Adam(params, weight_decay=0.1, amsgrad=True)
+    for _ in range(2):
+        for param in params:
+            param.grad = rng.normal(size=param.shape).astype(np.float32)
+        optimizer.step()
+    return np.concatenate([param.data.ravel() for param in params])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_the_result_does_not_depend_on_threads(threads, monkeypatch):
+    results = []
+    for count in (1, threads):
+        monkeypatch.setenv("LUCID_GPU_NUM_THREADS", str(count))
+        results.append(trajectory())
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("elements", [64, 1000, 1 << 20])
+def test_the_result_does_not_depend_on_blocks(elements, monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
+    expected = trajectory()
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(cpu, "_local", threading.local())
+    np.testing.assert_array_equal(trajectory(), expected)
+
+
+def test_threads_run_at_the_same_time(two_threads, small_blocks):
+    meeting = threading.Barrier(2, timeout=30)
+
+    class Rule(Count):
+        at_block = staticmethod(lambda param: meeting.wait())
+
+    count_into([np.zeros(64)], Rule)
+
+
+def test_an_error_in_a_worker_surfaces(two_threads, small_blocks):
+    caller = threading.current_thread()
+    meeting = threading.Barrier(2, timeout=30)
+
+    def fail_elsewhere(param):
+        meeting.wait()  # so that each thread has one of the two blocks
+        if threading.current_thread() is not caller:
+            raise ZeroDivisionError("in a worker")
+
+    class Rule(Count):
+        at_block = staticmethod(fail_elsewhere)
+
+    with pytest.raises(ZeroDivisionError, match="in a worker"):
+        count_into([np.zeros(16)], Rule)
+
+
+def test_overflow_passes_as_it_does_on_a_gpu():
+    param = Parameter(np.full(3, 3e38, np.float32))
+    param.grad = np.full(3, 3e38, np.float32)
+    Adam([param]).step()
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1.5", " "])
+def test_a_number_of_threads_that_is_none_is_refused(text, monkeypatch):
     monkeypatch.setenv("LUCID_GPU_NUM_THREADS", text)
-    with pytest.raises(ValueError, match="LUCID_GPU_NUM_THREADS must be a whole number"):
-        cpu.thread_count()
+    with pytest.raises(ValueError, match="LUCID_GPU_NUM_THREADS must be a whole number >= 1"):
+        thread_count()
+
+
+def test_the_number_of_threads_is_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "5")
+    assert thread_count() == 5
+
+
+def test_the_cores_of_the_process_step_by_default(monkeypatch):
+    monkeypatch.delenv("LUCID_GPU_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4, 5}, raising=False)
+    assert thread_count() == 3
+
+
+FORK = """
+import os, warnings
+import numpy as np
+from lucid_gpu import Parameter
+from lucid_gpu.optim import Adam
+warnings.simplefilter("ignore")
+w = Parameter(np.ones(1_000_000, np.float32))
+w.grad = np.ones(1_000_000, np.float32)
+optimizer = Adam([w])
+optimizer.step()
+child = os.fork()
+optimizer.step()
+if not child:
+    os._exit(0 if np.unique(w.data).size == 1 else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_steps_on():
+    environment = {
+        **os.environ,
+        "LUCID_GPU_NUM_THREADS": "2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", FORK], env=environment, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_a_step_needs_no_memory_beyond_its_scratch(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
+    monkeypatch.setattr(cpu, "_local", threading.local())
+    param = Parameter(np.ones(1 << 22, np.float32))
+    param.grad = np.ones_like(param.data)
+    optimizer = Adam([param])
+    optimizer.state[param] = {
+        "step": 0,
+        "exp_avg": np.zeros_like(param.data),
+        "exp_avg_sq": np.zeros_like(param.data),
+    }
+    scratch = Adam.scratch * cpu.BLOCK_ELEMENTS * param.dtype.itemsize
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < scratch + (1 << 18)
+
+
+def test_later_steps_allocate_nothing_that_grows_with_the_parameters(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
+    param = Parameter(np.ones(1 << 22, np.float32))
+    param.grad = np.ones_like(param.data)
+    optimizer = Adam([param])
+    optimizer.step()
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 16

@@ -1,0 +1,191 @@
+"""The emulation is as strict as CuPy: what fails on a GPU fails here."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from lucid_gpu import device as _device
+from tests import emulation
+from tests.emulation.machine import CUDARuntimeError
+
+SCALE = """
+template <typename T>
+__global__ void scale(T* data, const T* factor) {
+  const uint4 word = __ldcs(reinterpret_cast<const uint4*>(data) + threadIdx.x);
+  T at[16 / sizeof(T)];
+  memcpy(at, &word, sizeof(word));
+  for (T& value : at) value *= *factor;
+  uint4 scaled;
+  memcpy(&scaled, at, sizeof(scaled));
+  __stcs(reinterpret_cast<uint4*>(data) + threadIdx.x, scaled);
+}
+"""
+
+
+@pytest.fixture
+def cp(emulated):
+    return _device.cupy()
+
+
+def kernel(cp, name="scale<float>"):
+    module = cp.RawModule(code=SCALE, options=("--fmad=false",), name_expressions=[name])
+    return module.get_function(name)
+
+
+def test_cupy_is_there_only_while_it_is_installed():
+    before = sys.modules.get("cupy")
+    with emulation.installed():
+        assert _device.count() == 2
+    assert sys.modules.get("cupy") is before
+
+
+def test_a_kernel_runs_on_every_thread(cp):
+    data, factor = cp.ones(16, np.float32), cp.array(np.float32(3))
+    kernel(cp)((1,), (4,), (data, factor))
+    assert data.get().tolist() == [3] * 16
+
+
+def test_a_misaligned_address_is_an_error(cp):
+    data, factor = cp.ones(17, np.float32)[1:], cp.array(np.float32(3))
+    with pytest.raises(RuntimeError, match="misaligned address"):
+        kernel(cp)((1,), (4,), (data, factor))
+
+
+def test_memory_of_the_host_is_no_argument_of_a_kernel(cp):
+    with pytest.raises(TypeError, match="Unsupported type"):
+        kernel(cp)((1,), (4,), (np.ones(16, np.float32), cp.ones(1, np.float32)))
+
+
+def test_memory_of_another_device_is_no_argument_of_a_kernel(cp):
+    with cp.cuda.Device(1):
+        there = cp.ones(16, np.float32)
+    with pytest.raises(ValueError, match="different from the current device"):
+        kernel(cp)((1,), (4,), (there, cp.ones(1, np.float32)))
+
+
+def test_text_that_warns_does_not_compile(cp):
+    text = "__global__ void idle(int* data) {}"
+    module = cp.RawModule(code=text, name_expressions=["idle"])
+    with pytest.raises(RuntimeError, match="unused parameter"):
+        module.get_function("idle")
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda here, there: here + there,
+        lambda here, there: here.__iadd__(there),
+        lambda here, there: np.add(there, here),
+    ],
+)
+def test_arrays_of_host_and_device_do_not_mix(cp, mix):
+    with pytest.raises(TypeError, match="Unsupported type"):
+        mix(cp.ones(3), np.ones(3))
+
+
+def test_arrays_of_two_devices_do_not_mix(cp):
+    with cp.cuda.Device(1):
+        there = cp.ones(3)
+    for use in (lambda: cp.ones(3) + there, lambda: there.__setitem__(0, 1), lambda: cp.exp(there)):
+        with pytest.raises(ValueError, match="different from the current device"):
+            use()
+
+
+def test_filling_from_the_host_is_refused(cp):
+    with pytest.raises(ValueError, match=r"numpy\.ndarray cannot be used for fill"):
+        cp.zeros(3)[...] = np.ones(3)
+
+
+def test_results_without_dimensions_are_arrays_of_the_device(cp):
+    values = cp.arange(3.0)
+    for result in (values.sum(), values[1], cp.max(values), values * 2):
+        assert isinstance(result, cp.ndarray)
+
+
+def test_new_memory_holds_nothing_of_use(cp):
+    assert np.isnan(cp.empty((2, 3), np.float32).get()).all()
+
+
+def test_copy_false_forbids_a_copy(cp):
+    array = cp.ones((3, 4))
+    assert cp.array(array, copy=False) is array
+    for needs_a_copy in (array[:, ::2], np.ones(3)):
+        with pytest.raises(ValueError, match="Unable to avoid copy"):
+            cp.array(needs_a_copy, order="C", copy=False)
+
+
+def test_only_pinned_memory_is_copied_asynchronously(cp):
+    host = np.zeros(8, np.uint8)
+    with pytest.raises(ValueError, match="not pinned"):
+        cp.zeros(8, np.uint8).data.copy_from_host_async(host.ctypes.data, 8)
+
+
+def test_a_copy_past_the_end_is_an_error(cp):
+    host = _device.pinned((16,), np.uint8)
+    with pytest.raises(ValueError, match="past the end"):
+        (cp.zeros(16, np.uint8).data + 8).copy_from_host_async(host.ctypes.data, 16)
+
+
+def test_pinned_memory_is_handed_out_again_as_soon_as_it_is_let_go(cp):
+    first = _device.pinned((12345,), np.uint8)
+    place = first.ctypes.data
+    view = first[5:]
+    del first
+    assert _device.pinned((12345,), np.uint8).ctypes.data != place
+    del view
+    assert place in {_device.pinned((12345,), np.uint8).ctypes.data for _ in range(2)}
+
+
+def test_a_capture_allows_neither_allocation_nor_synchronization(cp):
+    stream = cp.cuda.Stream(non_blocking=True)
+    event = cp.cuda.Event()
+    with stream:
+        stream.begin_capture()
+        for use in (
+            lambda: cp.zeros(3),
+            stream.synchronize,
+            event.synchronize,
+            cp.cuda.Device().synchronize,
+        ):
+            with pytest.raises(CUDARuntimeError, match="while capturing"):
+                use()
+        stream.end_capture()
+
+
+def test_the_default_stream_cannot_capture(cp):
+    with pytest.raises(RuntimeError, match="default"):
+        cp.cuda.get_current_stream().begin_capture()
+
+
+def test_a_stream_is_used_on_its_own_device_only(cp):
+    stream = cp.cuda.Stream()
+    with cp.cuda.Device(1), pytest.raises(RuntimeError, match="does not match"):
+        stream.use()
+
+
+def test_a_lazy_stream_works_when_the_host_waits(cp, emulated):
+    data, factor = cp.ones(16, np.float32), cp.array(np.float32(3))
+    emulated.lazy = True
+    kernel(cp)((1,), (4,), (data, factor))
+    assert (data.view(np.ndarray) == 1).all()
+    event = cp.cuda.get_current_stream().record()
+    kernel(cp)((1,), (4,), (data, factor))
+    assert not event.done
+    event.synchronize()
+    assert event.done
+    assert (data.view(np.ndarray) == 3).all()
+    assert data.get().tolist() == [9] * 16
+
+
+def test_a_stream_waits_for_an_event_of_another(cp, emulated):
+    done = []
+    emulated.lazy = True
+    one, other = cp.cuda.Stream(), cp.cuda.Stream()
+    one.submit(lambda: done.append("one"))
+    other.wait_event(one.record())
+    other.submit(lambda: done.append("other"))
+    other.synchronize()
+    assert done == ["one", "other"]

@@ -1,0 +1,138 @@
+"""A step as tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lucid_gpu.execution import cuda, plan
+from lucid_gpu.execution.plan import Work, common_layout, cut
+from lucid_gpu.execution.sources import joined
+from lucid_gpu.optim import SGD, Adam
+from tests import rules
+from tests.emulation.compiler import Compiler
+
+every_rule = pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
+every_dtype = pytest.mark.parametrize("dtype", rules.DTYPES)
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 20))
+def test_chunks_cover_every_element_once(sizes, chunk_elements):
+    seen = [[] for _ in sizes]
+    for start, tensor, count in cut(np.array(sizes, np.int64), chunk_elements).tolist():
+        assert 0 < count <= chunk_elements
+        seen[tensor] += range(start, start + count)
+    assert seen == [list(range(size)) for size in sizes]
+
+
+def test_chunks_count_beyond_32_bits():
+    sizes = np.array([3, 2**33 + 5], np.int64)
+    chunks = cut(sizes, 1 << 20)
+    own = chunks[chunks["tensor"] == 1]
+    assert own["start"].dtype == np.int64
+    np.testing.assert_array_equal(np.diff(own["start"]), 1 << 20)
+    assert own[-1].tolist() == (2**33, 1, 5)
+    assert int(own["count"].sum(dtype=np.int64)) == 2**33 + 5
+
+
+def work_of(rule, variants, row, sizes):
+    params = [np.zeros(size, np.float32) for size in sizes]
+    slots = [
+        tuple(np.zeros_like(param) for _ in range(rule.used_slots(variants[r])))
+        for param, r in zip(params, row, strict=True)
+    ]
+    return Work(rule, np.dtype(np.float32), params, params, slots, row, variants)
+
+
+def test_each_tensor_has_its_addresses_row_and_variant():
+    variants = [rules.variants(Adam)[i] for i in (1, 8, 1)]
+    work = work_of(Adam, variants, [2, 0, 1], [5, 0, 7])
+    own = plan.build(work, [[10, 11, 12], [20, 21, 22], [30, 31, 32, 33]])
+    assert [own.kinds[record["variant"]] for record in own.tensors] == [
+        variants[2],
+        variants[0],
+        variants[1],
+    ]
+    assert len(own.kinds) == 2
+    assert own.tensors["rule"].tolist() == [2, 0, 1]
+    assert own.tensors["array"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 0], [30, 31, 32, 33]]
+    assert own.chunks["tensor"].tolist() == [0, 2]
+    assert len(own.scalars) == 3
+
+
+def test_variants_that_no_tensor_takes_are_not_compiled():
+    variants = rules.variants(SGD)[:3]
+    assert plan.build(work_of(SGD, variants, [1], [4]), [[1]]).kinds == [variants[1]]
+
+
+def test_a_switch_counts_as_the_position_of_its_choice():
+    variant = Adam.Variant(amsgrad=True, decay="decoupled", maximize=False)
+    assert plan.functor(Adam, variant, "float32") == "Adam<float, 1, 2, 0>"
+    assert plan.functor(Adam, variant._replace(amsgrad="raw"), "f8") == "Adam<double, 2, 2, 0>"
+
+
+def test_selecting_tensors_keeps_the_rows():
+    work = work_of(SGD, rules.variants(SGD)[:2], [0, 1, 0], [1, 2, 3])
+    chosen = work.select(np.array([2, 1]))
+    assert [param.size for param in chosen.params] == [3, 2]
+    assert chosen.row == [0, 1]
+    assert chosen.variants is work.variants
+
+
+@pytest.mark.parametrize(
+    ("orders", "dense"),
+    [("C", True), ("F", True), ("CC", True), ("CF", False), ("CS", False), ("S", False)],
+)
+def test_arrays_are_dense_together_if_one_order_fits_all(orders, dense):
+    base = np.zeros((4, 6))
+    arrays = {"C": base, "F": np.asfortranarray(base), "S": base[:, ::2]}
+    assert (common_layout([arrays[order] for order in orders]) != 0) == dense
+
+
+def compiles(rule, assertions):
+    """Compile the rule's text with static assertions behind it; raises if one does not hold."""
+    compiler = Compiler()
+    text = joined("rule", rule.kernel, "fused_step")
+    checks = "\n".join(f'static_assert({claim}, "");' for claim in assertions)
+    compiler.expect(text, cuda.OPTIONS, {"checked": f'{checks}\nextern "C" void checked() {{}}'})
+    compiler.function(text, cuda.OPTIONS, "checked")
+
+
+def layout_claims(record, struct):
+    claims = [f"(sizeof({struct})) == {record.itemsize}"]
+    for name in record.names:
+        dtype, offset = record.fields[name][:2]
+        claims.append(f"(__builtin_offsetof({struct}, {name})) == {offset}")
+        claims.append(f"(sizeof({struct}::{name})) == {dtype.itemsize}")
+    return claims
+
+
+@every_rule
+def test_records_lie_as_the_structs_of_the_kernel(rule):
+    compiles(rule, layout_claims(plan.CHUNK, "Chunk"))
+    compiles(rule, layout_claims(plan.tensor_record(rule), f"Tensor<{len(rule.slots)}>"))
+    compiles(rule, [f"kThreads == {cuda.THREADS}"])
+
+
+@every_rule
+@every_dtype
+def test_scalars_lie_as_the_members_of_the_functor(rule, dtype):
+    functor = f"decltype({plan.functor(rule, rules.variants(rule)[-1], dtype)}{{}})"
+    compiles(rule, layout_claims(plan.scalar_record(rule, dtype), functor))
+
+
+@every_rule
+def test_used_slots_are_those_of_the_functor(rule):
+    claims = []
+    for variant in rules.variants(rule):
+        functor = plan.functor(rule, variant, "float32")
+        claims.append(f"({functor}::used) == {rule.used_slots(variant)}")
+        claims.append(f"({functor}::slots) == {len(rule.slots)}")
+    compiles(rule, claims)
+
+
+def test_a_false_claim_does_not_compile():
+    with pytest.raises(RuntimeError, match="static assertion failed"):
+        compiles(SGD, ["kThreads == 1"])

@@ -1,0 +1,183 @@
+"""What only a real GPU can say: what it allocates, waits for, and holds in its registers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu import device as _device
+from lucid_gpu.execution import cuda
+from lucid_gpu.optim import SGD, Adam
+from tests import rules
+
+pytestmark = pytest.mark.gpu
+
+SPIN = """
+extern "C" __global__ void spin(long long cycles) {
+  const long long start = clock64();
+  while (clock64() - start < cycles) {}
+}
+"""
+
+
+@pytest.fixture
+def cp():
+    """CuPy, with a GPU."""
+    if not _device.count():
+        pytest.skip(_device.why_unavailable())
+    return _device.cupy()
+
+
+@pytest.fixture
+def busy(cp):
+    """What keeps the device busy for a second, on a stream that is current."""
+    stream = cp.cuda.Stream(non_blocking=True)
+    spin = cp.RawKernel(SPIN, "spin")
+    spin((1,), (1,), (np.int64(1),))
+    cp.cuda.Device().synchronize()
+    with stream:
+        yield lambda: spin((1,), (1,), (np.int64(2_000_000_000),))
+
+
+def make(cp, sizes=(5, 4099), dtype=np.float32):
+    params = []
+    for number, size in enumerate(sizes):
+        values = np.linspace(-1, 1, size).astype(dtype)
+        params.append(Parameter(values, device="cuda:0"))
+        params[-1].grad = _device.copy(values * (number + 1), "cuda:0")
+    return params
+
+
+def test_a_step_is_one_launch_for_each_dtype(cp, monkeypatch):
+    launches = []
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __call__(self, *arguments):
+            launches.append(arguments)
+            self.kernel(*arguments)
+
+    compiled = cuda._compiled
+    monkeypatch.setattr(cuda, "_compiled", lambda *key: Counted(compiled(*key)))
+    optimizer = Adam([*make(cp, (3,) * 50), *make(cp, (3,) * 50, np.float64)])
+    for _ in range(3):
+        launches.clear()
+        optimizer.step()
+        assert len(launches) == 2
+
+
+def test_later_steps_allocate_nothing_on_the_device(cp):
+    class Mallocs(cp.cuda.MemoryHook):
+        name = "mallocs"
+        count = 0
+
+        def malloc_preprocess(self, **event):
+            self.count += 1
+
+    optimizer = Adam(make(cp, (1000,) * 20))
+    optimizer.step()
+    pool = cp.get_default_memory_pool()
+    before = pool.used_bytes(), pool.total_bytes()
+    with Mallocs() as mallocs:
+        for number in range(3 * cuda.STAGES):
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            optimizer.step()
+    assert mallocs.count == 0
+    assert (pool.used_bytes(), pool.total_bytes()) == before
+
+
+def test_later_steps_compile_nothing(cp, monkeypatch):
+    optimizer = Adam(make(cp))
+    optimizer.step()
+    monkeypatch.setattr(cp, "RawModule", None)
+    monkeypatch.setattr(cp, "ElementwiseKernel", None)
+    optimizer.step()
+
+
+def test_a_step_does_not_wait_for_the_device(cp, busy):
+    optimizer = Adam(make(cp))
+    optimizer.step()
+    busy()
+    for number in range(cuda.STAGES // 2):
+        optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+        optimizer.step()
+    assert not cp.cuda.get_current_stream().done
+    cp.cuda.get_current_stream().synchronize()
+
+
+def test_a_host_that_runs_ahead_overwrites_nothing(cp, busy):
+    params = make(cp)
+    twins = [Parameter(param.numpy().copy()) for param in params]
+    for twin, param in zip(twins, params, strict=True):
+        twin.grad = _device.to(param.grad, "cpu")
+    optimizers = Adam(params), Adam(twins)
+    busy()
+    for number in range(3 * cuda.STAGES):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            optimizer.step()
+    for twin, param in zip(twins, params, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.data)
+
+
+def test_plans_that_are_replaced_while_the_device_is_behind_are_read_in_time(cp, busy):
+    params = make(cp, (64, 64))
+    twins = [Parameter(param.numpy().copy()) for param in params]
+    grads = [[param.grad for param in params], [_device.to(p.grad, "cpu") for p in params]]
+    optimizers = SGD(params, lr=1.0), SGD(twins, lr=1.0)
+    busy()
+    for number in range(12):
+        for own, given, optimizer in zip((params, twins), grads, optimizers, strict=True):
+            for position, param in enumerate(own):
+                param.grad = given[position] if position == number % 2 else None
+            optimizer.param_groups[0]["lr"] = 1 / (number + 1)
+            optimizer.step()
+    for twin, param in zip(twins, params, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.data)
+
+
+@pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
+def test_float_kernels_of_the_default_options_spill_nothing(cp, rule):
+    variant = next(iter(rules.option_sets(rule)))
+    kernel = cuda._compiled(rule, np.dtype(np.float32), (variant,), 0)
+    assert kernel.local_size_bytes == 0
+    assert kernel.max_threads_per_block >= cuda.THREADS
+
+
+def test_arrays_larger_than_the_staging_buffers_go_there_and_back(cp):
+    array = np.arange(5 * _device.STAGING_BYTES // 8 + 3, dtype=np.float32)
+    there = _device.copy(array, "cuda:0")
+    np.testing.assert_array_equal(cp.asnumpy(there), array)
+    np.testing.assert_array_equal(_device.copy(there, "cpu"), array)
+
+
+def test_tensors_of_more_than_2_to_the_31_elements(cp):
+    size = 2**31 + 5
+    needed = 2 * 4 * size + (1 << 30)
+    free = cp.cuda.Device(0).mem_info[0]
+    if free < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of GPU memory, {free >> 30} GiB are free")
+    param = Parameter(cp.zeros(size, np.float32))
+    param.grad = cp.ones(size, np.float32)
+    SGD([param], lr=0.5).step()
+    assert float(param.data.min()) == float(param.data.max()) == -0.5
+
+
+def test_two_gpus_step_together(cp):
+    if _device.count() < 2:
+        pytest.skip("needs two GPUs")
+    values = np.linspace(-1, 1, 4099).astype(np.float32)
+    params = [Parameter(values, device=name) for name in ("cuda:0", "cuda:1")]
+    for param in params:
+        param.grad = _device.copy(values, param.device)
+    optimizer = Adam(params)
+    optimizer.step()
+    np.testing.assert_array_equal(params[0].numpy(), params[1].numpy())
+    optimizer.zero_grad(set_to_none=False)
+    moved = _device.copy(params[0].data[::-2], "cuda:1")
+    np.testing.assert_array_equal(_device.to(moved, "cpu"), params[0].numpy()[::-2])
+    optimizer.to("cuda:1")
+    assert {param.device for param in params} == {"cuda:1"}

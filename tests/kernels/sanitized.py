@@ -1,0 +1,47 @@
+"""Steps every rule, variant and dtype; run by test_sanitizer.py in a process of its own.
+
+With the argument ``overrun``, the last chunk of each tensor is one element too long.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from lucid_gpu.execution import plan
+from tests import emulation, rules
+from tests.stepping import Tensor, steps
+
+SHAPES = [(), (0,), (1,), (3,), (7,), (5, 13), (4095,), (4097,), (9001,)]
+
+
+def overrun(sizes, chunk_elements, cut=plan.cut):
+    chunks = cut(sizes, chunk_elements)
+    ends = chunks["start"] + chunks["count"]
+    chunks["count"][ends == sizes[chunks["tensor"]]] += 1
+    return chunks
+
+
+def main() -> None:
+    if sys.argv[1:] == ["overrun"]:
+        plan.cut = overrun
+    rng = np.random.default_rng(0)
+    with emulation.installed():
+        for rule in rules.rules():
+            for dtype in rules.DTYPES:
+                groups = [
+                    (sets[0], [_tensor(rng, shape, dtype) for shape in SHAPES])
+                    for sets in rules.option_sets(rule).values()
+                ]
+                groups[0][1].append(_tensor(rng, (6, 5), dtype)._replace(layouts=("strided",)))
+                steps(rule, groups, "cuda:0")
+
+
+def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Tensor:
+    values, *grads = (np.asarray(one) for one in rng.normal(size=(3, *shape)).astype(dtype))
+    return Tensor(values, grads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tests of lucid_gpu.optim, module by module."""

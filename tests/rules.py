@@ -1,0 +1,98 @@
+"""Every update rule of the package, by discovery, with every variant of its kernel.
+
+Nothing here names an optimizer, a switch or an option: what is exported is tested.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from functools import cache
+from typing import Any, NamedTuple
+
+from lucid_gpu import Parameter, optim
+from lucid_gpu.optim import FusedOptimizer, roster
+
+DTYPES = [dtype.name for dtype in roster.DTYPES]
+TRIAL = 0.25
+"""A value within the bounds of any rate or coefficient."""
+
+
+class Case(NamedTuple):
+    """A variant of a rule, and options of the optimizer that lead to it."""
+
+    rule: type[FusedOptimizer]
+    variant: Any
+    options: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """A name for test reports."""
+        return "-".join([self.rule.__name__, *map(str, self.variant)])
+
+
+def optimizers() -> list[type[FusedOptimizer]]:
+    """Return the exported optimizers that are fused rules."""
+    exported = (getattr(optim, name) for name in optim.__all__)
+    return [
+        kind
+        for kind in exported
+        if inspect.isclass(kind) and issubclass(kind, FusedOptimizer) and kind is not FusedOptimizer
+    ]
+
+
+def rules() -> list[type[FusedOptimizer]]:
+    """Return one optimizer for each kernel source: AdamW steps by Adam's."""
+    by_kernel: dict[Any, type[FusedOptimizer]] = {}
+    for kind in optimizers():
+        by_kernel.setdefault(kind.kernel, kind)
+    return list(by_kernel.values())
+
+
+def variants(rule: type[FusedOptimizer]) -> list[Any]:
+    """Return the product of a rule's switches."""
+    return [rule.Variant(*choices) for choices in itertools.product(*rule.switches.values())]
+
+
+@cache
+def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
+    """Return, for each variant that options lead to, the options: least first, most last.
+
+    Options are tried at their default, at 0 and at a value in bounds; the first of a variant is
+    the one nearest to the defaults, the last has as many options as can be away from them.
+    """
+    parameters = list(inspect.signature(rule).parameters.values())[1:]
+    tries = [_tries(rule, parameter) for parameter in parameters]
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for values in itertools.product(*tries):
+        options = {p.name: value for p, value in zip(parameters, values, strict=True)}
+        try:
+            optimizer = rule([Parameter([0.0])], **options)
+        except (TypeError, ValueError):
+            continue
+        found.setdefault(optimizer.variant_of(optimizer.param_groups[0]), []).append(options)
+    return found
+
+
+def cases(kinds: list[type[FusedOptimizer]] | None = None) -> list[Case]:
+    """Return each variant of some optimizers (by default, all) with the least and most options."""
+    return [
+        Case(rule, variant, options)
+        for rule in kinds or optimizers()
+        for variant, sets in option_sets(rule).items()
+        for options in (sets[:1] if sets[0] == sets[-1] else [sets[0], sets[-1]])
+    ]
+
+
+def _tries(rule: type[FusedOptimizer], parameter: inspect.Parameter) -> list[Any]:
+    default = parameter.default
+    choices = [*rule.switches.get(parameter.name, ())]
+    if isinstance(default, bool):
+        choices += [False, True]
+    elif isinstance(default, float):
+        choices += [0.0, TRIAL]
+    tries = [default]
+    for choice in choices:
+        if not any(type(choice) is type(other) and choice == other for other in tries):
+            tries.append(choice)
+    return tries

@@ -1,0 +1,117 @@
+"""The layering of the package, read from its imports, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import rules
+
+PACKAGE = Path(__file__).parent.parent / "lucid_gpu"
+
+LAYERS = {
+    "device": set(),
+    "ledger": {"device"},
+    "parameter": {"device", "ledger"},
+    "flatten": {"device", "parameter"},
+    "execution": {"device"},
+    "optim": {"device", "ledger", "parameter", "execution"},
+    "checkpoint": {"device", "parameter"},
+}
+"""For each part of the package, the other parts that it may import."""
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path):
+    """The name of a module relative to the package: ``optim.adam``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path):
+    """Every module that a file imports, at its top or inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def own(path):
+    """What a file imports of the package, relative to it."""
+    return {
+        name.removeprefix("lucid_gpu.") for name in imports(path) if name.startswith("lucid_gpu.")
+    }
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_only_device_imports_cupy(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert dotted(path) == "device" or not roots & {"cupy", "cupyx", "cupy_backends"}
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_a_part_imports_only_what_lies_below_it(part):
+    allowed = LAYERS[part] | {part}
+    for path in modules():
+        if dotted(path).split(".")[0] == part:
+            used = {name.split(".")[0] for name in own(path)}
+            assert used <= allowed, dotted(path)
+
+
+def test_execution_knows_no_optimizer_and_plans_know_no_device():
+    for path in (PACKAGE / "execution").glob("*.py"):
+        assert not any(name.startswith("optim") for name in own(path)), path
+    assert not any(
+        name.startswith("execution.c") for name in own(PACKAGE / "execution" / "plan.py")
+    )
+
+
+RULE_FILES = {Path(inspect.getfile(rule)) for rule in rules.optimizers()}
+
+
+@pytest.mark.parametrize("path", sorted(RULE_FILES), ids=dotted)
+def test_a_rule_mentions_neither_devices_nor_executors_nor_other_rules(path):
+    others = {other.stem for other in RULE_FILES} - {path.stem}
+    for name in own(path):
+        assert name.split(".")[0] == "optim", name
+        assert not set(name.split(".")) & others, name
+
+
+def loaded_by(statement):
+    """The modules that a fresh interpreter has loaded after a statement."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; import sys; print(*sys.modules)"],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_that_it_does_not_need():
+    heavy = {"cupy", "cupyx", "torch", "sklearn", "scipy", "matplotlib", "rich", "hypothesis"}
+    assert not loaded_by("import lucid_gpu") & heavy
+
+
+def test_importing_the_package_is_quick():
+    """Counted in modules, not in seconds, which no machine agrees about."""
+    numpy = loaded_by("import numpy")
+    more = loaded_by("import lucid_gpu") - numpy
+    foreign = {name for name in more if not name.startswith("lucid_gpu")}
+    assert len(foreign) < 60, sorted(foreign)
