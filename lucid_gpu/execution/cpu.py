@@ -193,7 +193,11 @@ class _Pack:
         self._places = [slice(*bounds) for bounds in pairwise([0, *ends])]
         self._size = ends[-1] // work.dtype.itemsize
         kept = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
-        self._kept = [(_joined(arrays), [_as_bytes(array) for array in arrays]) for arrays in kept]
+        joined = [(_joined(arrays), arrays) for arrays in kept]
+        self._kept = [
+            (whole, [] if whole is not None else [_as_bytes(array) for array in arrays])
+            for whole, arrays in joined
+        ]
 
     def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
         rule = self._work.rule
