@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 Sample = Callable[[], float]
 """Takes one sample and returns it."""
@@ -17,8 +20,8 @@ def clock(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    contenders: Mapping[str, Sample], seconds: float, at_least: int = 3, at_most: int = 30
-) -> dict[str, list[float]]:
+    contenders: Mapping[Name, Sample], seconds: float, at_least: int = 3, at_most: int = 30
+) -> dict[Name, list[float]]:
     """Return samples of each contender, one of each per round, after one that does not count.
 
     Every other round goes backwards, so that no contender always follows the same one.
@@ -32,7 +35,7 @@ def interleaved(
     deadline = time.monotonic() + seconds
     for sample in contenders.values():
         sample()
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[Name, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for done in range(at_most):
         if done >= at_least and time.monotonic() > deadline:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu import device as _device
-from lucid_gpu.execution import cpu, plan
+from lucid_gpu.execution import cpu, native, plan
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.fused import FusedOptimizer
@@ -64,6 +64,7 @@ def _batch_lines(
     if device == "cpu":
         threads = cpu.thread_count()
         lines.append(f"  NumPy on {threads} threads, in blocks of {cpu.BLOCK_ELEMENTS:,} elements")
+        lines.append(f"  {native.outlook()}")
     else:
         kinds = sorted({tensor.variant for tensor in dense}, key=repr)
         chunks = sum(-(-tensor.size // plan.CHUNK_ELEMENTS) for tensor in dense)

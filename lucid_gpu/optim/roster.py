@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lucid_gpu import device as _device
 from lucid_gpu import ledger
+from lucid_gpu.execution import cpu
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import Work
@@ -167,10 +168,11 @@ class Roster:
                 slots = {slot: kept[slot] for slot in used if slot in kept}
                 for slot, array in slots.items():
                     _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
-                slots.update((slot, _zeros_like(data)) for slot in used if slot not in slots)
+                slots |= dict.fromkeys((slot for slot in used if slot not in slots), None)
                 step = kept.get("step", 0)
                 _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
                 items.append(Item(position, number, name, param, data, grad, step, slots))
+        _allocate(items)
         return items
 
     def _make_batch(self, kind: tuple[str, np.dtype[Any]], items: list[Item]) -> Batch:
@@ -304,6 +306,22 @@ def _trainable(name: str, data: Any) -> Any:
             f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
         )
     return array
+
+
+def _allocate(items: list[Item]) -> None:
+    """Give each slot that is None its zeros."""
+    side_by_side: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
+    for item in items:
+        for slot in (slot for slot, array in item.slots.items() if array is None):
+            if cpu.fits_a_pack(item.data):
+                side_by_side.setdefault((slot, item.data.dtype), []).append(item)
+            else:
+                item.slots[slot] = _zeros_like(item.data)
+    for (slot, dtype), own in side_by_side.items():
+        ends = np.cumsum([item.data.size for item in own])
+        zeros = np.split(np.zeros(ends[-1], dtype), ends[:-1])
+        for item, part in zip(own, zeros, strict=True):
+            item.slots[slot] = part.reshape(item.data.shape)
 
 
 def _zeros_like(array: Any) -> Any:

@@ -1,0 +1,118 @@
+"""How long a step takes: for whoever waits for it, for the host, for the device."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import Contender
+from benchmarks.timing import clock
+from lucid_gpu import device
+
+SAMPLE_SECONDS = 0.02
+"""Short steps are repeated until a sample takes about this long."""
+
+MOST_REPEATS = 200
+
+DEVICE_REPEATS = 4
+"""Steps of a device sample: few, for the launches of all must fit into the queue at once."""
+
+SPIN = r"""
+extern "C" __global__ void spin(long long nanoseconds) {
+  long long start, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+  do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - start < nanoseconds);
+}
+"""
+
+LONGEST_SPIN = 0.3
+"""Seconds."""
+
+
+class Clock:
+    """Takes samples of one contender, in seconds per step.
+
+    Args:
+        contender: it; it takes a step or two here.
+    """
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
+        self._run(1)
+        self._seconds = clock(lambda: self._run(1))
+        self._repeats = max(1, min(MOST_REPEATS, int(SAMPLE_SECONDS / self._seconds)))
+
+    def wall(self) -> float:
+        """Return what a step of a loop of steps takes, host and device."""
+        return clock(lambda: self._run(self._repeats)) / self._repeats
+
+    def wall_moving(self) -> float:
+        """Return what a step takes when gradients lie elsewhere at every step.
+
+        Setting the gradients is not counted: that is the backward pass's business.
+        """
+        seconds = 0.0
+        repeats = max(2, self._repeats // 4)
+        for turn in range(repeats):
+            self._contender.use_gradients(turn % 2)
+            seconds += clock(lambda: self._run(1))
+        return seconds / repeats
+
+    def host(self, moving: bool = False) -> float:
+        """Return what a step takes until the host may go on, with an idle device before it."""
+        seconds = 0.0
+        repeats = max(2, self._repeats // 4)
+        for turn in range(repeats):
+            if moving:
+                self._contender.use_gradients(turn % 2)
+            seconds += clock(self._contender.step)
+            self._contender.synchronize()
+        return seconds / repeats
+
+    def setting_gradients(self) -> float:
+        """Return what handing over a set of gradients takes."""
+        start = time.perf_counter()
+        self._contender.use_gradients(1)
+        self._contender.use_gradients(0)
+        return (time.perf_counter() - start) / 2
+
+    def _run(self, steps: int) -> None:
+        for _ in range(steps):
+            self._contender.step()
+        self._contender.synchronize()
+
+
+class DeviceClock:
+    """Takes samples of a contender in device time, with CUDA events on the default stream.
+
+    The device spins until the host has launched all, so that no launch waits for the host. The
+    queue holds about a thousand launches: a contender with more is timed at the host's pace, as
+    its users are.
+    """
+
+    def __init__(self, contender: Contender) -> None:
+        cp = device.cupy()
+        self._contender = contender
+        self._spin = cp.RawKernel(SPIN, "spin")
+        self._events = [cp.cuda.Event() for _ in range(2)]
+        self._elapsed: Any = cp.cuda.get_elapsed_time
+        contender.synchronize()
+        self._host_seconds = clock(self._launch)
+        contender.synchronize()
+
+    def __call__(self) -> float:
+        """Return the seconds that the device takes for a step."""
+        nanoseconds = int(1e9 * min(1.5 * self._host_seconds + 1e-4, LONGEST_SPIN))
+        self._spin((1,), (1,), (np.int64(nanoseconds),))
+        start, end = self._events
+        start.record()
+        self._launch()
+        end.record()
+        end.synchronize()
+        return float(self._elapsed(start, end)) / 1000 / DEVICE_REPEATS
+
+    def _launch(self) -> None:
+        for _ in range(DEVICE_REPEATS):
+            self._contender.step()

@@ -1,0 +1,63 @@
+"""How long does a step hold the host?"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import contest, peers, workloads
+from benchmarks.clocks import Clock
+from benchmarks.contest import Contest
+from benchmarks.peers import Contender
+from benchmarks.protocol import Options, Report
+from benchmarks.timing import Sample
+from benchmarks.workloads import ADAM, Workload
+
+NAME = "host"
+QUESTION = "How long does a step hold the host?"
+SHARE = 1
+
+
+def run(options: Options) -> Report:
+    """Time steps until they return, with gradients that stay and that move, and setting them."""
+    on_cpu = options.device == "cpu"
+    work = [workloads.resnet50(), workloads.tensors_of_1000(5000), workloads.tensors_of_1000(1)]
+    work.append(work[0].in_groups(64))
+    if on_cpu:
+        work = [_of_one_element(workload) for workload in work]
+    names = [name for name in peers.names(options.device) if name.startswith(("ours", "torch"))]
+    names = [name for name in names if "graph" not in name]
+    contests = [Contest(_label(workload), workload, ADAM, names, sets=2) for workload in work]
+    measurements = contest.hold_all(contests, options, _samplers)
+    for measurement in measurements:
+        measurement.traffic = 0  # the time of the host, whatever the device moves
+    note = (
+        "tensors of one element, so that next to nothing but the host's work is left"
+        if on_cpu
+        else "the time until step() returns, the device idle before it"
+    )
+    return Report(NAME, options.device, measurements, [note])
+
+
+def _of_one_element(workload: Workload) -> Workload:
+    return Workload(workload.name, ((1,),) * len(workload.shapes), workload.groups)
+
+
+def _label(workload: Workload) -> str:
+    count = len(workload.shapes)
+    tensors = "1 tensor" if count == 1 else f"{count} tensors"
+    return tensors if workload.groups == 1 else f"{tensors}, {workload.groups} groups"
+
+
+def _samplers(name: str, contender: Contender) -> dict[str, Sample]:  # noqa: ARG001 - as others
+    clock = Clock(contender)
+    return {
+        "gradients stay": clock.host,
+        "gradients move": lambda: clock.host(moving=True),
+        "setting the gradients": clock.setting_gradients,
+    }
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import main
+
+    sys.exit(main([NAME, *sys.argv[1:]]))
