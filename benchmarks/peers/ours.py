@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from benchmarks.peers.task import Contender, Task
+from benchmarks.protocol import Unavailable
 from lucid_gpu import Parameter, optim
+from lucid_gpu.execution import native
 
 
 class Ours(Contender):
@@ -13,11 +15,15 @@ class Ours(Contender):
 
     Args:
         task: the arrays and the rule.
-        mode: what steps on the CPU. Compiled code is there from the start, as it is in training
-            that lasts more than a moment.
+        mode: what steps on the CPU: ``LUCID_GPU_CPU``.
+
+    Raises:
+        Unavailable: ``mode`` is ``"compiled"``, and there is no compiler.
     """
 
-    def __init__(self, task: Task, mode: str = "compiled") -> None:
+    def __init__(self, task: Task, mode: str = "numpy") -> None:
+        if mode == "compiled" and native.compiler() is None:
+            raise Unavailable("no C++ compiler was found")
         super().__init__(task)
         self._mode = mode
         self._params = [Parameter(array) for array in task.params]

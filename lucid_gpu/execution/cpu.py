@@ -1,7 +1,7 @@
 """Runs a rule on the CPU, in blocks that stay in cache, on threads.
 
-Blocks are updated by the rule's NumPy twin, or to the same bits by compiled code; see
-:mod:`lucid_gpu.execution.native`.
+Blocks are updated by the rule's NumPy twin or, if asked for, to the same bits by compiled code:
+see :mod:`lucid_gpu.execution.native`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 
 from lucid_gpu.device import C_ORDER, address, contiguity, of
 from lucid_gpu.execution import native
-from lucid_gpu.execution.native import Update
 from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 17
@@ -92,10 +91,10 @@ class CpuExecutor:
             for region in _regions(work.params[tensor].shape, flat)
         ]
         self._jobs += [_Pack(work, tensors) for tensors in packs]
-        self._elements = sum(param.size for param in work.params)
+        elements = sum(param.size for param in work.params)
         # Each further thread must find enough to do.
-        self._most_workers = min(len(self._jobs), -(-self._elements // THREAD_ELEMENTS))
-        self._stepped = 0
+        self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
+        self._updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
         self._grads, work.grads = work.grads, []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
@@ -110,22 +109,12 @@ class CpuExecutor:
         dtype = self._work.dtype
         # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
         rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
-        constants = list(zip(rounded, self._work.variants, self._updates(), strict=True))
+        constants = list(zip(rounded, self._work.variants, self._updates, strict=True))
         workers = min(thread_count(), self._most_workers) if self._most_workers > 1 else 1
         try:
             self._run_on_threads(constants, workers)
         finally:
             self._grads = []
-
-    def _updates(self) -> list[Update]:
-        """Return what updates the blocks of each row: compiled code, if it is there already."""
-        rule, dtype = self._work.rule, self._work.dtype
-        self._stepped += self._elements
-        own = {
-            variant: native.update_of(rule, variant, dtype, self._stepped)
-            for variant in set(self._work.variants)
-        }
-        return [own[variant] for variant in self._work.variants]
 
     def _run_on_threads(self, constants: list[Any], workers: int) -> None:
         jobs = iter(self._jobs)

@@ -63,8 +63,8 @@ def _batch_lines(
     lines = [f"{device}, {dtype}: {len(tensors)} tensors, {elements:,} elements"]
     if device == "cpu":
         threads = cpu.thread_count()
-        lines.append(f"  NumPy on {threads} threads, in blocks of {cpu.BLOCK_ELEMENTS:,} elements")
-        lines.append(f"  {native.outlook()}")
+        code = "NumPy" if native.mode() == "numpy" else "compiled code"
+        lines.append(f"  {code} on {threads} threads, in blocks of {cpu.BLOCK_ELEMENTS:,} elements")
     else:
         kinds = sorted({tensor.variant for tensor in dense}, key=repr)
         chunks = sum(-(-tensor.size // plan.CHUNK_ELEMENTS) for tensor in dense)
