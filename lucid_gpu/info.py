@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +119,6 @@ def _software(facts: Cuda) -> list[tuple[str, str]]:
         ("lucid_gpu", f"{lucid_gpu.__version__} in {Path(lucid_gpu.__file__).parent}"),
         ("Python", platform.python_version()),
         ("NumPy", np.__version__),
-        ("safetensors", version("safetensors")),
         ("CuPy", facts.cupy or "not found"),
         ("CUDA runtime", facts.runtime or "not found"),
         ("NVRTC", facts.compiler or "not found"),
