@@ -17,6 +17,8 @@ from lucid_gpu import transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lucid_gpu.checkpoint.shards import Rest
+
 
 class Staging:
     """Host buffers that are kept from one save to the next: fresh memory is slow to write."""
@@ -52,35 +54,52 @@ def _allocate(array: _device.Array) -> np.ndarray[Any, Any]:
     return transfer.pinned(shape, np.uint8) if _device.is_cupy(array) else np.empty(shape, np.uint8)
 
 
+REST = 8
+"""How many times as long as it writes the thread rests. Measured: a step of training on as many
+threads as there are cores is then slowed by a few percent; without a rest, by a third."""
+
+
 class BackgroundWriter:
-    """Runs one save at a time in a thread of low priority, and keeps its error until asked."""
+    """Runs one save at a time in a thread of low priority, and keeps its error until asked.
+
+    The thread rests between two pieces, so that it does not take memory bandwidth and cores from
+    training, unless somebody waits for it.
+    """
 
     def __init__(self) -> None:
+        self._is_awaited = threading.Event()
         self._jobs: list[Future[None]] = []
         self._pool: ThreadPoolExecutor | None = None
         # An error that nobody asked for is printed when the program ends.
         weakref.finalize(self, _surface, self._jobs)
 
-    def start(self, job: Callable[[], None]) -> None:
+    def start(self, job: Callable[[Rest], None]) -> None:
         """Run ``job`` in the thread; ``wait`` comes first."""
+        self._is_awaited.clear()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "checkpoint", _lower_priority)
-        self._jobs.append(self._pool.submit(job))
+        self._jobs.append(self._pool.submit(job, self._rest))
 
     def join(self) -> None:
         """Wait for the job, and leave its error to ``wait``."""
+        self._is_awaited.set()
         wait(self._jobs)
 
     def wait(self) -> None:
         """Wait for the job, and raise its error once."""
+        self._is_awaited.set()
         _surface(self._jobs)
 
     def close(self) -> None:
         """Wait for the job and end the thread, then raise the job's error."""
+        self._is_awaited.set()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
         self.wait()
+
+    def _rest(self, seconds: float) -> None:
+        self._is_awaited.wait(REST * seconds)
 
 
 def _surface(jobs: list[Future[None]]) -> None:

@@ -12,6 +12,7 @@ from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.tree import Encoder, Node
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Checkpointer:
             step: a count below 10**12, greater than that of any valid checkpoint here.
             tree: as for ``lucid_gpu.checkpoint.save``.
             block: False returns once the arrays are copied to host memory, and writes in the
-                background; an error then surfaces at the next ``save``, ``wait`` or ``close``.
+                background, slowly enough to leave the machine to training until something waits
+                for it; an error then surfaces at the next ``save``, ``wait`` or ``close``.
 
         Raises:
             TypeError: the tree holds what a checkpoint cannot, or ``step`` is no int.
@@ -94,9 +96,9 @@ class Checkpointer:
             return
         arrays, arrived = self._staging.take(encoder.arrays)
 
-        def finish() -> None:
+        def finish(rest: Rest) -> None:
             arrived()
-            self._write(path, node, arrays, step)
+            self._write(path, node, arrays, step, rest)
 
         self._writer.start(finish)
 
@@ -165,8 +167,15 @@ class Checkpointer:
             if other == step:
                 self._remove([path.name])
 
-    def _write(self, path: Path, node: Node, arrays: Mapping[str, Array], step: int) -> None:
-        files.write_checkpoint(path, node, arrays, step)
+    def _write(
+        self,
+        path: Path,
+        node: Node,
+        arrays: Mapping[str, Array],
+        step: int,
+        rest: Rest = no_rest,
+    ) -> None:
+        files.write_checkpoint(path, node, arrays, step, rest)
         self._complete[step] = True
         self._remove(self._victims(step))
 

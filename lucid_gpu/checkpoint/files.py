@@ -98,7 +98,11 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
 
 
 def write_checkpoint(
-    target: Path, node: Node, arrays: Mapping[str, _device.Array], step: int | None
+    target: Path,
+    node: Node,
+    arrays: Mapping[str, _device.Array],
+    step: int | None,
+    rest: shards.Rest = shards.no_rest,
 ) -> None:
     """Write an encoded tree durably as the new directory ``target``.
 
@@ -111,7 +115,7 @@ def write_checkpoint(
         durable.make_directories(target.parent)
         with durable.open_directory(target.parent) as parent:
             durable.sweep(parent, target.name)
-        durable.publish(target, lambda directory: _write(directory, node, arrays, step))
+        durable.publish(target, lambda directory: _write(directory, node, arrays, step, rest))
     except OSError as error:
         raise CheckpointError(
             f"{target} was not saved: {error.strerror}: see that the disk has room, works and "
@@ -120,13 +124,18 @@ def write_checkpoint(
 
 
 def _write(
-    directory: int, node: Node, arrays: Mapping[str, _device.Array], step: int | None
+    directory: int,
+    node: Node,
+    arrays: Mapping[str, _device.Array],
+    step: int | None,
+    rest: shards.Rest,
 ) -> None:
     files: dict[str, manifest.File] = {}
     tensors: dict[str, manifest.Tensor] = {}
     for number, names in enumerate(shards.plan(arrays)):
         file = f"data-{number:05d}.safetensors"
-        files[file], written = shards.write(directory, file, {n: arrays[n] for n in names})
+        own = {name: arrays[name] for name in names}
+        files[file], written = shards.write(directory, file, own, rest)
         tensors |= written
     raw = manifest.Manifest(step, node, tensors, files).to_bytes()
     with durable.new_file(directory, manifest.NAME) as descriptor:

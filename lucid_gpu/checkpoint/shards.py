@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +23,9 @@ from lucid_gpu.checkpoint.manifest import File, Tensor, digest
 
 Layout: TypeAlias = Mapping[str, tuple[dtypes.DType, tuple[int, ...]]]
 """The dtype and shape of every tensor of one shard, in the order of its bytes."""
+
+Rest: TypeAlias = Callable[[float], None]
+"""Called after each piece, with the seconds that writing it took."""
 
 SHARD_BYTES = 512 << 20
 """A shard is closed when it holds this much."""
@@ -59,8 +63,12 @@ def header(layout: Layout) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def no_rest(_seconds: float) -> None:
+    """Go on with the next piece at once."""
+
+
 def write(
-    directory: int, file: str, arrays: Mapping[str, _device.Array]
+    directory: int, file: str, arrays: Mapping[str, _device.Array], rest: Rest = no_rest
 ) -> tuple[File, dict[str, Tensor]]:
     """Write one shard durably into an open directory, and return its part of the manifest."""
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
@@ -69,7 +77,7 @@ def write(
     with durable.new_file(directory, file) as descriptor:
         durable.write_all(descriptor, head)
         for name, array in arrays.items():
-            value = _write_array(descriptor, array)
+            value = _write_array(descriptor, array, rest)
             tensors[name] = Tensor(array.dtype, array.shape, file, value)
             size += tensors[name].nbytes
     return File(size, digest(head)), tensors
@@ -120,11 +128,13 @@ def _alignment(dtype: dtypes.DType) -> int:
     return 1 if dtypes.storage(dtype, ())[0] == "U8" else dtype.itemsize
 
 
-def _write_array(descriptor: int, array: _device.Array) -> str:
+def _write_array(descriptor: int, array: _device.Array, rest: Rest) -> str:
     hasher = xxhash.xxh3_128()
     for piece in _pieces(array):
+        begin = time.perf_counter()
         hasher.update(piece)
         durable.write_all(descriptor, piece)
+        rest(time.perf_counter() - begin)
     return hasher.hexdigest()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.checkpoint import Checkpointer, CheckpointError, durable
+from lucid_gpu.checkpoint import Checkpointer, CheckpointError, background, durable, shards
 from tests.checkpoint import trees
 
 
@@ -165,3 +165,25 @@ def test_a_program_that_ends_without_close_finishes_its_save(tmp_path):
 
 def test_an_error_that_nobody_asked_for_is_printed_at_the_end(tmp_path):
     assert "was not saved: Input/output error" in run_and_forget(tmp_path, "fail").stderr
+
+
+def test_a_background_save_rests_after_every_piece_and_a_blocking_one_never(tmp_path, monkeypatch):
+    rests = []
+    monkeypatch.setattr(shards, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(background.BackgroundWriter, "_rest", lambda _, took: rests.append(took))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, np.ones(600), block=False)
+        checkpointer.wait()
+        assert len(rests) == 5
+        checkpointer.save(2, np.ones(600))
+        assert len(rests) == 5
+
+
+@pytest.mark.parametrize("wait", ["wait", "close", "restore"])
+def test_a_save_that_is_waited_for_rests_no_more(tmp_path, monkeypatch, wait):
+    monkeypatch.setattr(background, "REST", 1e9)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, np.ones(600), block=False)
+    getattr(checkpointer, wait)()
+    assert checkpointer.steps() == [1]
+    checkpointer.close()
