@@ -172,14 +172,17 @@ class _Restore:
         before = [(target, target.state_dict(), path) for target, _, path in states]
         loaded = 0
 
-        def undo() -> str:
+        def undo(refusing: Any = None) -> str:
             """Put back what was there, and say what could not be."""
             failures = ""
             for target, state, path in before[:loaded]:
                 try:
                     target.load_state_dict(state)
                 except Exception as error:  # noqa: BLE001 - the others must be put back
-                    failures += f"; {path} could not be put back: {error}"
+                    if target is refusing:
+                        failures += "; it is as its load_state_dict left it"
+                    else:
+                        failures += f"; {path} could not be put back: {error}"
             return failures
 
         for target, state, path in states:
@@ -189,7 +192,7 @@ class _Restore:
             except Exception as error:
                 raise CheckpointError(
                     f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "
-                    f"{error}{undo()}"
+                    f"{error}{undo(target)}"
                 ) from error
         return undo
 
