@@ -95,13 +95,14 @@ class CpuExecutor:
         # Each further thread must find enough to do.
         self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
         self._updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
-        self._grads, work.grads = work.grads, []
+        self._take(work.grads)
+        work.grads = []
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
         if self._matches(grads) != self._is_flat:
             return False
-        self._grads = list(grads)
+        self._take(grads)
         return True
 
     def run(self, scalars: Sequence[Any]) -> None:
@@ -110,14 +111,19 @@ class CpuExecutor:
         # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
         rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
         constants = list(zip(rounded, self._work.variants, self._updates, strict=True))
-        workers = min(thread_count(), self._most_workers) if self._most_workers > 1 else 1
         try:
-            self._run_on_threads(constants, workers)
+            self._run_on_threads(constants)
         finally:
             self._grads = []
 
-    def _run_on_threads(self, constants: list[Any], workers: int) -> None:
-        jobs = iter(self._jobs)
+    def _take(self, grads: Sequence[Any]) -> None:
+        """Get ready for a run, while a wrong number of threads can still be refused unharmed."""
+        threads = thread_count() if self._most_workers > 1 else 1
+        self._workers = min(threads, max(self._most_workers, 1))
+        self._grads: list[Any] = list(grads)
+
+    def _run_on_threads(self, constants: list[Any]) -> None:
+        jobs, workers = iter(self._jobs), self._workers
         if workers == 1:
             self._run_jobs(jobs, constants)
             return

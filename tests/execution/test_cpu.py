@@ -247,3 +247,16 @@ def test_later_steps_allocate_nothing_that_grows_with_the_parameters(monkeypatch
     finally:
         tracemalloc.stop()
     assert peak < 1 << 16
+
+
+def test_a_wrong_number_of_threads_is_refused_before_anything_steps(monkeypatch):
+    param = Parameter(np.ones(1 << 18, np.float32))
+    param.grad = np.ones_like(param.data)
+    optimizer = Adam([param])
+    optimizer.step()
+    before = param.data.copy()
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="LUCID_GPU_NUM_THREADS must be a whole number"):
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 1
+    assert np.array_equal(param.data, before)
