@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,15 @@ from lucid_gpu import device as _device
 from lucid_gpu.execution import cuda, plan
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
+
+
+@pytest.fixture
+def without_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process in which CuPy cannot be imported."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    _device._probe.cache_clear()
+    yield
+    _device._probe.cache_clear()
 
 
 @pytest.fixture

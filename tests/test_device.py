@@ -14,15 +14,6 @@ from tests.emulation.machine import CUDARuntimeError
 
 
 @pytest.fixture
-def without_cupy(monkeypatch):
-    """A process in which CuPy cannot be imported."""
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    _device._probe.cache_clear()
-    yield
-    _device._probe.cache_clear()
-
-
-@pytest.fixture
 def without_driver(emulated, monkeypatch):
     """CuPy without an NVIDIA driver."""
 

@@ -18,14 +18,6 @@ def rows() -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def without_cupy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    device._probe.cache_clear()
-    yield
-    device._probe.cache_clear()
-
-
-@pytest.fixture
 def gpu(emulated, monkeypatch):
     """The emulated CuPy, with NVRTC."""
     cupy = sys.modules["cupy"]

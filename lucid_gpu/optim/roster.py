@@ -40,6 +40,7 @@ class Item(NamedTuple):
     grad: Any
     step: int
     slots: dict[str, Any]
+    """In the order of the rule's functor; None stands for one to be made."""
 
 
 @dataclass
@@ -165,10 +166,10 @@ class Roster:
                 grad = _as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
                 kept = optimizer.state.get(param, {})
-                slots = {slot: kept[slot] for slot in used if slot in kept}
+                slots = {slot: kept.get(slot) for slot in used}
                 for slot, array in slots.items():
-                    _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
-                slots |= dict.fromkeys((slot for slot in used if slot not in slots), None)
+                    if slot in kept:
+                        _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
                 step = kept.get("step", 0)
                 _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
                 items.append(Item(position, number, name, param, data, grad, step, slots))
@@ -181,16 +182,12 @@ class Roster:
         keys = [(item.group, item.step) for item in items]
         distinct = sorted(set(keys))
         row_of = {key: row for row, key in enumerate(distinct)}
-        used = [optimizer.used_slots(variant) for variant in self._variants]
         work = Work(
             rule=type(optimizer),
             dtype=dtype,
             params=[item.data for item in items],
             grads=[item.grad for item in items],
-            slots=[
-                tuple(item.slots[slot] for slot in optimizer.slots[: used[item.group]])
-                for item in items
-            ],
+            slots=[tuple(item.slots.values()) for item in items],
             row=[row_of[key] for key in keys],
             variants=[self._variants[group] for group, _ in distinct],
         )
