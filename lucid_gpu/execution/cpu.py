@@ -95,6 +95,7 @@ class CpuExecutor:
         # Each further thread must find enough to do.
         self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
         self._updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
+        self._grads: list[Any] = []
         self._take(work.grads)
         work.grads = []
 
@@ -120,7 +121,7 @@ class CpuExecutor:
         """Get ready for a run, while a wrong number of threads can still be refused unharmed."""
         threads = thread_count() if self._most_workers > 1 else 1
         self._workers = min(threads, max(self._most_workers, 1))
-        self._grads: list[Any] = list(grads)
+        self._grads = list(grads)
 
     def _run_on_threads(self, constants: list[Any]) -> None:
         jobs, workers = iter(self._jobs), self._workers
