@@ -14,7 +14,7 @@ import numpy as np
 from lucid_gpu import device as _device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lucid_gpu.device import Array
 
@@ -30,6 +30,23 @@ def layout(array: Array) -> str:
 def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Return an uninitialized NumPy array in page-locked host memory."""
     return _device.cupyx().empty_pinned(shape, dtype)  # type: ignore[no-any-return]
+
+
+def pinned_block(nbytes: int) -> np.ndarray[Any, Any]:
+    """Return uninitialized page-locked bytes, as many as asked for.
+
+    For what is large and stays: CuPy's pool, where :func:`pinned` takes its memory, rounds sizes up
+    to powers of two.
+    """
+    cuda = _device.cupy().cuda
+    memory = cuda.PinnedMemory(nbytes, cuda.runtime.hostAllocPortable)
+    return np.ndarray((nbytes,), np.uint8, cuda.PinnedMemoryPointer(memory, 0))
+
+
+def is_pinned(array: np.ndarray[Any, Any]) -> bool:
+    """Say whether a host array lies in page-locked memory, which devices reach on their own."""
+    runtime = _device.cupy().cuda.runtime
+    return bool(runtime.pointerGetAttributes(array.ctypes.data).type == runtime.memoryTypeHost)
 
 
 def copy(array: Array, device: str) -> Array:
@@ -154,43 +171,3 @@ def copy_into(target: Array, source: Array) -> None:
             _upload(np.asarray(source, order="C"), target)
         else:
             target[...] = to(source, device)
-
-
-def download_later(pairs: list[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[[], None]:
-    """Copy device arrays into pinned host arrays of the same shape and dtype, without waiting.
-
-    The copies run beside the current stream of each device, after what is on it now and before
-    what is put on it later, so the caller may go on changing the arrays.
-
-    Returns:
-        A function that waits until every copy has arrived.
-    """
-    side_streams: dict[str, Any] = {}
-    sources = []
-    for array, host in pairs:
-        device = _device.of(array)
-        with _device.on(device):
-            source = _device.cupy().array(array, order="C", copy=None)
-            if device not in side_streams:
-                side_streams[device] = _device.cupy().cuda.Stream(non_blocking=True)
-            sources.append((device, source, host))
-    for device, stream in side_streams.items():
-        with _device.on(device):
-            stream.wait_event(_device.cupy().cuda.get_current_stream().record())
-    for device, source, host in sources:
-        if source.nbytes:
-            with _device.on(device):
-                source.data.copy_to_host_async(
-                    host.ctypes.data, source.nbytes, side_streams[device]
-                )
-    for device, stream in side_streams.items():
-        with _device.on(device):
-            _device.cupy().cuda.get_current_stream().wait_event(stream.record())
-
-    def wait() -> None:
-        for device, stream in side_streams.items():
-            with _device.on(device):
-                stream.synchronize()
-        sources.clear()
-
-    return wait

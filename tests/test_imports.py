@@ -18,12 +18,13 @@ PACKAGE = Path(__file__).parent.parent / "lucid_gpu"
 LAYERS = {
     "device": set(),
     "transfer": {"device"},
+    "overlap": {"device", "transfer"},
     "ledger": {"device"},
     "parameter": {"device", "transfer", "ledger"},
     "flatten": {"device", "transfer", "parameter"},
     "execution": {"device", "transfer"},
-    "optim": {"device", "transfer", "ledger", "parameter", "execution"},
-    "checkpoint": {"device", "transfer", "parameter"},
+    "optim": {"device", "transfer", "overlap", "ledger", "parameter", "execution"},
+    "checkpoint": {"device", "transfer", "overlap", "parameter"},
 }
 """For each part of the package, the other parts that it may import."""
 

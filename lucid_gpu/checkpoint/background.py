@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu import device as _device
-from lucid_gpu import transfer
+from lucid_gpu import overlap, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ class Staging:
 
     def take(
         self, arrays: Mapping[str, _device.Array]
-    ) -> tuple[dict[str, np.ndarray[Any, Any]], Callable[[], None]]:
+    ) -> tuple[dict[str, np.ndarray[Any, Any]], Callable[[], object]]:
         """Copy arrays to the host, ordered before whatever the caller does to them next.
 
         Returns:
@@ -42,7 +42,7 @@ class Staging:
             copies[name] = np.ndarray(array.shape, array.dtype, buffers[key])
         self._buffers = buffers
         on_device = [(a, copies[name]) for name, a in arrays.items() if _device.is_cupy(a)]
-        arrived = transfer.download_later(on_device)
+        arrived = overlap.download_later(on_device)
         for name, array in arrays.items():
             if not _device.is_cupy(array):
                 np.copyto(copies[name], array)
@@ -50,8 +50,8 @@ class Staging:
 
 
 def _allocate(array: _device.Array) -> np.ndarray[Any, Any]:
-    shape = (max(array.nbytes, 1),)
-    return transfer.pinned(shape, np.uint8) if _device.is_cupy(array) else np.empty(shape, np.uint8)
+    size = max(array.nbytes, 1)
+    return transfer.pinned_block(size) if _device.is_cupy(array) else np.empty(size, np.uint8)
 
 
 REST = 8

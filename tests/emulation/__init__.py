@@ -54,6 +54,8 @@ def _module() -> types.ModuleType:
         Device=machine.Device,
         Event=machine.Event,
         Graph=machine.Graph,
+        PinnedMemory=arrays.pinned_memory,
+        PinnedMemoryPointer=arrays.pinned_memory_pointer,
         Stream=machine.Stream,
         get_current_stream=machine.get_current_stream,
         runtime=types.SimpleNamespace(
@@ -63,6 +65,9 @@ def _module() -> types.ModuleType:
             getDeviceProperties=lambda number: {"name": b"Emulated GPU", "major": 9, "minor": 0},
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
+            hostAllocPortable=1,
+            memoryTypeHost=arrays.HOST,
+            pointerGetAttributes=arrays.pointer_attributes,
         ),
     )
     return cupy

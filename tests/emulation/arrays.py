@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import types
 import weakref
 from collections import defaultdict, deque
 
@@ -179,14 +180,17 @@ class PinnedPool:
         self._free: dict[int, deque[bytearray]] = defaultdict(deque)
 
     def empty(self, shape, dtype=float, order: str = "C") -> np.ndarray:
-        MACHINE.note_allocation()
         count = int(np.prod(shape))
         size = -(-max(count * np.dtype(dtype).itemsize, 1) // 512) * 512
+        return np.frombuffer(self.lend(size), dtype, count).reshape(shape, order=order)
+
+    def lend(self, size: int) -> ctypes.Array:
+        MACHINE.note_allocation()
         block = self._free[size].popleft() if self._free[size] else bytearray(size)
         lease = (ctypes.c_ubyte * size).from_buffer(block)
         self._blocks[ctypes.addressof(lease)] = block
         weakref.finalize(lease, self._free[size].append, block)
-        return np.frombuffer(lease, dtype, count).reshape(shape, order=order)
+        return lease
 
     def holds(self, address: int, size: int) -> bool:
         return any(
@@ -196,3 +200,21 @@ class PinnedPool:
 
 
 PINNED = PinnedPool()
+
+
+def pinned_memory(nbytes: int, flags: int = 0) -> ctypes.Array:
+    """``cupy.cuda.PinnedMemory``: past the pool."""
+    return PINNED.lend(nbytes)
+
+
+def pinned_memory_pointer(memory: ctypes.Array, offset: int) -> memoryview:
+    """``cupy.cuda.PinnedMemoryPointer``, of which only the buffer is used."""
+    return memoryview(memory).cast("B")[offset:]
+
+
+def pointer_attributes(address: int) -> types.SimpleNamespace:
+    """``cupy.cuda.runtime.pointerGetAttributes``: 0 is what CUDA knows nothing of."""
+    return types.SimpleNamespace(type=HOST if PINNED.holds(address, 1) else 0)
+
+
+HOST = 1

@@ -185,7 +185,9 @@ class Stream:
         return event
 
     def wait_event(self, event: Event) -> None:
-        self.submit(event.wait)
+        """Wait for what ``event`` marks now, also if it is recorded anew before that."""
+        stream, mark = event._stream, event._recorded
+        self.submit(lambda: event.reach(stream, mark))
 
     def is_capturing(self) -> bool:
         return self.graph is not None
@@ -216,30 +218,31 @@ class Event:
         self, block: bool = False, disable_timing: bool = False, interprocess: bool = False
     ) -> None:
         self._stream: Stream | None = None
-        self._recorded: object = None
-        self._reached: object = None
+        self._recorded = 0
+        self._reached = 0
 
     def record(self, stream: Stream | None = None) -> None:
-        mark = object()
+        self._stream = stream or get_current_stream()
+        self._recorded += 1
+        mark = self._recorded
 
         def reach() -> None:
             self._reached = mark
 
-        self._stream = stream or get_current_stream()
-        self._recorded = mark
         self._stream.submit(reach)
 
     @property
     def done(self) -> bool:
-        return self._reached is self._recorded
+        return self._reached == self._recorded
 
-    def wait(self) -> None:
-        while not self.done:
-            self._stream.advance()
+    def reach(self, stream: Stream | None, mark: int) -> None:
+        """Have ``stream`` go on until a mark is reached."""
+        while self._reached < mark:
+            stream.advance()
 
     def synchronize(self) -> None:
         MACHINE.note_synchronization()
-        self.wait()
+        self.reach(self._stream, self._recorded)
 
 
 class Graph:

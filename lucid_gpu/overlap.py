@@ -1,0 +1,118 @@
+"""Copies between host and device that overlap with what else a device does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu import device as _device
+from lucid_gpu import transfer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lucid_gpu.device import Array
+
+POLL_SECONDS = 1e-3
+"""How often a thread looks whether copies are done."""
+
+
+class Copies:
+    """Copies between pinned host memory and devices, on a stream beside the current one of each.
+
+    They begin when what is on the current streams now is done. Nothing else waits for them, unless
+    it is told to by :meth:`wait` or :meth:`hold_back`.
+
+    Args:
+        pairs: source and target of each: one is on a device, the other in pinned memory; they are
+            contiguous in the same order, and have the same number of bytes.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Array, Array]]) -> None:
+        self._pairs: dict[str, list[tuple[Array, Array]]] = {}
+        for source, target in pairs:
+            if source.nbytes:
+                home = _device.of(source if _device.is_cupy(source) else target)
+                self._pairs.setdefault(home, []).append((source, target))
+        self._streams: dict[str, Any] = {}
+        self._arrived: dict[str, Any] = {}
+        for home, own in self._pairs.items():
+            with _device.on(home):
+                cuda = _device.cupy().cuda
+                self._streams[home] = stream = cuda.Stream(non_blocking=True)
+                stream.wait_event(cuda.get_current_stream().record())
+                for source, target in own:
+                    _copy(source, target, stream)
+                self._arrived[home] = stream.record()
+
+    @property
+    def are_done(self) -> bool:
+        """Whether all of them have arrived."""
+        return all(event.done for event in self._arrived.values())
+
+    def wait(self) -> bool:
+        """Wait until all have arrived, and let go of the arrays; True, for then they have."""
+        for event in self._arrived.values():
+            event.synchronize()
+        self._pairs.clear()
+        return True
+
+    def hold_back(self) -> None:
+        """Have what is put on the current stream of each device from now on come after them."""
+        for home, event in self._arrived.items():
+            with _device.on(home):
+                _device.cupy().cuda.get_current_stream().wait_event(event)
+
+    def release_when_done(self) -> None:
+        """Keep the arrays until all have arrived, whoever lets go of them, and no longer.
+
+        The pools of CuPy would hand out their memory while it is still read or written. A thread
+        watches pinned words that are written behind the last copies: asking for the state of an
+        event instead would break a graph that another thread captures.
+        """
+        marks: list[tuple[Array, np.ndarray[Any, Any]]] = []
+        for home, stream in self._streams.items():
+            with _device.on(home):
+                cp = _device.cupy()
+                done, word = cp.ones(1, np.uint32), transfer.pinned((1,), np.uint32)
+                word[0] = 0
+                stream.wait_event(cp.cuda.get_current_stream().record())
+                _copy(done, word, stream)
+                marks.append((done, word))
+        if marks:
+            threading.Thread(target=self._watch, args=(marks,), daemon=True).start()
+
+    def _watch(self, marks: list[tuple[Array, np.ndarray[Any, Any]]]) -> None:
+        while not all(word[0] for _, word in marks):
+            time.sleep(POLL_SECONDS)
+        self._pairs.clear()
+
+
+def _copy(source: Array, target: Array, stream: Any) -> None:
+    if _device.is_cupy(source):
+        source.data.copy_to_host_async(target.ctypes.data, source.nbytes, stream)
+    else:
+        target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
+
+
+def contiguous(array: Array, order: str) -> Array:
+    """Return a device array, or a copy if it is not contiguous in ``"C"`` or ``"F"`` order."""
+    with _device.on(_device.of(array)):
+        return _device.cupy().array(array, order=order, copy=None)
+
+
+def download_later(pairs: Iterable[tuple[Array, np.ndarray[Any, Any]]]) -> Callable[[], object]:
+    """Copy device arrays into pinned host arrays of the same shape and dtype, without waiting.
+
+    The copies run beside the current stream of each device, after what is on it now and before
+    what is put on it later, so the caller may go on changing the arrays.
+
+    Returns:
+        A function that waits until every copy has arrived.
+    """
+    copies = Copies([(contiguous(array, "C"), host) for array, host in pairs])
+    copies.hold_back()
+    return copies.wait
