@@ -70,7 +70,8 @@ def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
             optimizer = rule([Parameter([0.0])], **options)
         except (TypeError, ValueError):
             continue
-        found.setdefault(optimizer.variant_of(optimizer.param_groups[0]), []).append(options)
+        own = {name: value for name, value in options.items() if name in optimizer.defaults}
+        found.setdefault(optimizer.variant_of(optimizer.param_groups[0]), []).append(own)
     return found
 
 

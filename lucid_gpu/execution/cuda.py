@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -44,8 +44,8 @@ class CudaExecutor:
         self._dense = np.flatnonzero(self._is_dense)
         self._strided = np.flatnonzero(~self._is_dense)
         with device.on(self._home):
-            self._fused = _FusedLaunch(work.select(self._dense))
-            self._single = _StridedLaunches(work.select(self._strided))
+            self._fused = self._fused_launch(work.select(self._dense))
+            self._single = self._strided_launches(work.select(self._strided))
         self.needs_gradients = len(self._strided) > 0
         work.grads = []
 
@@ -99,13 +99,19 @@ class CudaExecutor:
         with device.on(self._home):
             self._fused.upload(scalars)
 
+    def _fused_launch(self, work: Work) -> FusedLaunch:
+        return FusedLaunch(work)
+
+    def _strided_launches(self, work: Work) -> StridedLaunches:
+        return StridedLaunches(work)
+
     def _match(self, layouts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Say which tensors are contiguous in one order with their gradient and slots."""
         is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts) != 0
         return is_dense
 
 
-class _FusedLaunch:
+class FusedLaunch:
     """The one launch that updates all contiguous tensors."""
 
     def __init__(self, work: Work) -> None:
@@ -113,15 +119,11 @@ class _FusedLaunch:
         if not work.params:
             return
         cp = device.cupy()
-        addresses = [
-            [int(param.data.ptr), *(int(slot.data.ptr) for slot in slots)]
-            for param, slots in zip(work.params, work.slots, strict=True)
-        ]
-        self._plan = plan = _plan.build(work, addresses)
+        self._plan = plan = self._make_plan(work)
         self._chunks = cp.array(plan.chunks.view(np.uint8))
         self._tensors = cp.array(plan.tensors.view(np.uint8))
         self._split = -(-plan.scalars.nbytes // 16) * 16
-        self._table = _Table(self._split + 8 * len(work.grads))
+        self._table = _Table(self._split + 8 * len(plan.tensors))
         self._scalars = self._table.host[: plan.scalars.nbytes].view(plan.scalars.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
         self._arguments = (
@@ -134,12 +136,21 @@ class _FusedLaunch:
         self._gradients_moved = True
         self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
 
+    def _make_plan(self, work: Work) -> Plan:
+        addresses = [
+            [device.address(param), *map(device.address, slots)]
+            for param, slots in zip(work.params, work.slots, strict=True)
+        ]
+        return _plan.build(work, _plan.whole(work), addresses)
+
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
+        """Take gradients at other addresses."""
         if self._plan is not None and not np.array_equal(addresses, self._grads):
             self._grads[:] = addresses
             self._gradients_moved = True
 
     def upload(self, scalars: Sequence[Any]) -> None:
+        """Bring the scalars, and gradient addresses that moved, to the device."""
         if self._plan is None:
             return
         before = self._scalars.copy()
@@ -151,11 +162,12 @@ class _FusedLaunch:
         self._gradients_moved = False
 
     def launch(self) -> None:
+        """Launch the kernel."""
         if self._plan is not None and len(self._plan.chunks):
             self._kernel((len(self._plan.chunks),), (THREADS,), self._arguments)
 
 
-class _StridedLaunches:
+class StridedLaunches:
     """One launch per tensor that is not contiguous, through CuPy's strides."""
 
     def __init__(self, work: Work) -> None:
@@ -165,14 +177,18 @@ class _StridedLaunches:
         ]
 
     def replace_gradients(self, grads: Sequence[Any]) -> None:
+        """Take other gradients for the next launch."""
         self._work.grads = list(grads)
 
     def launch(self, scalars: Sequence[Any]) -> None:
+        """Launch all kernels, with one tuple of scalars for each row, and let the gradients go."""
         work = self._work
-        for i, kernel in enumerate(self._kernels):
-            row = map(work.dtype.type, scalars[work.row[i]])
-            kernel(work.grads[i], *row, work.params[i], *work.slots[i])
+        for i, row in enumerate(work.row):
+            self._update(i, map(work.dtype.type, scalars[row]), work.slots[i])
         work.grads = []
+
+    def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
+        self._kernels[i](self._work.grads[i], *scalars, self._work.params[i], *slots)
 
 
 class _Table:

@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     """The tables that stay while the tensors do, and the layout of those that change.
 
     Attributes:
-        tensors: one record per tensor: addresses of parameter and slots, row of scalars, variant.
+        tensors: one record per piece: addresses of parameter and slots, row of scalars, variant.
         chunks: one record per chunk.
         scalars: one record per row, refilled each step.
         kinds: the distinct variants, in the order in which ``tensors`` counts them.
@@ -107,23 +107,74 @@ def scalar_record(rule: type[Rule], dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype([(name, dtype) for name in rule.Scalars._fields])
 
 
+class Piece(NamedTuple):
+    """Neighbouring elements of a tensor: ``size`` of them, from ``start`` on."""
+
+    tensor: int
+    start: int
+    size: int
+
+
+def whole(work: Work) -> list[Piece]:
+    """Return every tensor as one piece."""
+    return [Piece(tensor, 0, param.size) for tensor, param in enumerate(work.params)]
+
+
+def windows(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
+    """Cut pieces into windows of at most ``capacity`` elements each, in order.
+
+    A piece is cut at whole chunks, so that its parts are aligned as it was.
+
+    Args:
+        pieces: what to cut.
+        capacity: at least :data:`CHUNK_ELEMENTS`.
+
+    Example:
+        >>> windows([Piece(0, 0, 5), Piece(1, 0, 9000)], 8192)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [[Piece(tensor=0, start=0, size=5), Piece(tensor=1, start=0, size=4096)],
+         [Piece(tensor=1, start=4096, size=4904)]]
+    """
+    result: list[list[Piece]] = []
+    room = 0
+    for tensor, first, size in pieces:
+        start, stop = first, first + size
+        while start < stop:
+            part = min(stop - start, room)
+            if start + part < stop:
+                part -= part % CHUNK_ELEMENTS
+            if part:
+                result[-1].append(Piece(tensor, start, part))
+                start += part
+                room -= part
+            else:
+                result.append([])
+                room = capacity
+    return result
+
+
 def build(
-    work: Work, addresses: Sequence[Sequence[int]], chunk_elements: int = CHUNK_ELEMENTS
+    work: Work,
+    pieces: Sequence[Piece],
+    addresses: Sequence[Sequence[int]],
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Plan:
     """Return the plan of some work.
 
     Args:
         work: the tensors.
-        addresses: for each tensor, of its parameter and then of its slots in use.
+        pieces: the parts of them to step, each a tensor in the eyes of the kernel.
+        addresses: for each piece, of its parameter and then of its slots in use.
         chunk_elements: how many elements a chunk has, at most.
     """
     kinds = sorted({work.variants[row] for row in work.row}, key=repr)
-    tensors = np.zeros(len(work.params), tensor_record(work.rule))
+    tensors = np.zeros(len(pieces), tensor_record(work.rule))
     for position, own in enumerate(addresses):
         tensors["array"][position, : len(own)] = own
-    tensors["rule"] = work.row
-    tensors["variant"] = [kinds.index(work.variants[row]) for row in work.row]
-    sizes = np.array([param.size for param in work.params], np.int64)
+    rows = [work.row[piece.tensor] for piece in pieces]
+    tensors["rule"] = rows
+    tensors["variant"] = [kinds.index(work.variants[row]) for row in rows]
+    sizes = np.array([piece.size for piece in pieces], np.int64)
     scalars = np.zeros(len(work.variants), scalar_record(work.rule, work.dtype))
     return Plan(tensors, cut(sizes, chunk_elements), scalars, kinds)
 

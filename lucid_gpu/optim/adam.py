@@ -42,6 +42,7 @@ class Adam(FusedOptimizer):
         decoupled_weight_decay: True decays the parameter itself, as :class:`AdamW` does, instead
             of adding λθ to the gradient.
         maximize: True follows the gradient upwards.
+        state_device: ``"host"`` keeps the state in host memory; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -94,6 +95,7 @@ class Adam(FusedOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        state_device: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -104,7 +106,7 @@ class Adam(FusedOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, state_device)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
@@ -207,6 +209,7 @@ class AdamW(Adam):
         *,
         decoupled_weight_decay: bool = True,
         maximize: bool = False,
+        state_device: str | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -217,4 +220,5 @@ class AdamW(Adam):
             amsgrad,
             decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
+            state_device=state_device,
         )

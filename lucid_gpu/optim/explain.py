@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu import device as _device
-from lucid_gpu.execution import cpu, native, plan
+from lucid_gpu.execution import cpu, native, plan, streamed
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.fused import FusedOptimizer
@@ -69,12 +69,19 @@ def _batch_lines(
         kinds = sorted({tensor.variant for tensor in dense}, key=repr)
         chunks = sum(-(-tensor.size // plan.CHUNK_ELEMENTS) for tensor in dense)
         name = plan.kernel_name(type(optimizer), kinds, dtype) if chunks else "nothing to do"
-        launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
+        slots = max((optimizer.used_slots(kind) for kind in kinds), default=0)
+        if optimizer.state_device is not None and slots:
+            launches = f"1 launch for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
+        else:
+            launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
         lines.append(f"  {launches} for {len(dense)} contiguous tensors: {name}")
     for variant, count in Counter(tensor.variant for tensor in tensors).items():
         nbytes = dtype.itemsize * (3 + 2 * optimizer.used_slots(variant))
         switches = ", ".join(f"{k}={v}" for k, v in variant._asdict().items())
         lines.append(f"  {nbytes} bytes moved per element in {count} tensors with {switches}")
+        crossing = dtype.itemsize * optimizer.used_slots(variant)
+        if optimizer.state_device is not None and device != "cpu" and crossing:
+            lines.append(f"    of which {crossing} come from the host, and as many return")
     if strided:
         cost = "updated along their strides" if device == "cpu" else "1 launch each"
         lines.append(f"  {len(strided)} tensors are not contiguous, {cost}:")

@@ -11,6 +11,7 @@ from lucid_gpu import device as _device
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.optim.explain import explain
 from lucid_gpu.optim.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.placed import HOST
 from lucid_gpu.optim.roster import Roster, misfits, step_problems
 
 DECAYS = ("none", "l2", "decoupled")
@@ -27,6 +28,20 @@ class FusedOptimizer(Optimizer):
     """An optimizer that is one elementwise update rule, written twice.
 
     A subclass declares the rule; groups, state, devices and launches are this class's business.
+
+    Args:
+        params: as for :class:`Optimizer`.
+        defaults: as for :class:`Optimizer`.
+        state_device: ``"host"`` keeps the slots of parameters on a GPU in pinned host memory: for
+            models whose state does not fit on the GPU. Each step brings them to the device and
+            back, a window at a time, in both directions at once; it has several launches, and
+            cannot be captured. Results are the same to the bit. An array that was read from
+            ``state`` is written by the next step; read it there again, which waits for the step.
+            None keeps them beside their parameters. :meth:`reload` and :meth:`offload` change
+            from one to the other.
+
+    Raises:
+        ValueError: ``state_device`` is neither.
 
     Attributes:
         kernel: the rule's CUDA source: ``"adam"`` for ``kernels/adam.cuh`` of this package, or the
@@ -58,10 +73,20 @@ class FusedOptimizer(Optimizer):
         if "switches" in cls.__dict__:
             cls.Variant = namedtuple("Variant", cls.switches)  # type: ignore[misc]
 
-    def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
+    streams_state = True
+
+    def __init__(
+        self, params: Any, defaults: Mapping[str, Any], state_device: str | None = None
+    ) -> None:
+        if state_device not in (None, HOST):
+            raise ValueError(
+                f"state_device must be {HOST!r}, or None for beside the parameters, "
+                f"not {state_device!r}"
+            )
         self._roster: Roster | None = None
         self._captured: Roster | None = None
         super().__init__(params, defaults)
+        self._state_device = state_device
 
     @staticmethod
     def variant(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +129,11 @@ class FusedOptimizer(Optimizer):
         if _device.is_capturing(self._roster.devices if self._roster else ()):
             self._capture()
             return result
-        for batch, scalars in self._current_roster().tick(type(self).scalars):
+        roster = self._current_roster()
+        ticked = roster.tick(type(self).scalars)
+        for executor in roster.streamed:
+            self.state.expect(executor.arrive)
+        for batch, scalars in ticked:
             batch.executor.run(scalars)
         return result
 
@@ -185,6 +214,9 @@ class FusedOptimizer(Optimizer):
         if self._roster is None or not self._roster.still_holds():
             self._roster = Roster(self)
         return self._roster
+
+    def _forget_arrays(self) -> None:
+        self._roster = None
 
     def _capture(self) -> None:
         roster = self._roster

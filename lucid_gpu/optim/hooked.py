@@ -65,6 +65,9 @@ class Hooked:
         """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
         return self._load_state_dict_post_hooks.register(hook, prepend)
 
+    def require_ready(self) -> None:
+        """Raise if no step can be taken now; a subclass knows."""
+
     @staticmethod
     def profile_hook_step(func: Step) -> Step:
         """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
@@ -78,6 +81,7 @@ class Hooked:
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
             if self._is_stepping:  # a subclass's step that calls super().step() is one step
                 return func(self, *args, **kwargs)
+            self.require_ready()
             self._is_stepping = True
             try:
                 for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from lucid_gpu import device as _device
-from lucid_gpu import transfer
 from lucid_gpu.optim import groups as _groups
 from lucid_gpu.optim import state_dict as _state_dict
 from lucid_gpu.optim.hooked import Hooked, replaced
+from lucid_gpu.optim.placed import Placed
 from lucid_gpu.optim.state import State
-from lucid_gpu.optim.tree import copy_tree, is_plain
-from lucid_gpu.parameter import Parameter
+from lucid_gpu.optim.tree import is_plain
 
 
-class Optimizer(Hooked):
+class Optimizer(Placed, Hooked):
     """Base class of all optimizers; a subclass adds ``step``.
 
     Args:
@@ -39,6 +38,7 @@ class Optimizer(Hooked):
     Example:
         An optimizer of one's own, for parameters on any device:
 
+        >>> from lucid_gpu import Parameter
         >>> class MyOptimizer(Optimizer):
         ...     def __init__(self, params, lr=0.01):
         ...         super().__init__(params, {"lr": lr})
@@ -57,7 +57,10 @@ class Optimizer(Hooked):
     """
 
     requires_parameters: ClassVar[bool] = True
-    _transient: ClassVar[dict[str, Any]] = {"_is_stepping": False}  # what no copy takes along
+    _transient: ClassVar[dict[str, Any]] = {  # what no copy takes along
+        "_is_stepping": False,
+        "_host_memory": None,
+    }
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004, D102
         if cls is Optimizer:
@@ -77,6 +80,7 @@ class Optimizer(Hooked):
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
         self._init_hooks()
+        self._init_places()
         groups, loose = _groups.split(params, self.requires_parameters)
         for group in groups or (self.param_groups_setup(loose, self.defaults) if loose else []):
             self.add_param_group(group)
@@ -203,44 +207,6 @@ class Optimizer(Hooked):
         """Reset the gradients: :meth:`zero_grad` by another name."""
         self.zero_grad()
 
-    def to(self, device: str) -> Optimizer:
-        """Move parameters, gradients and state to a device, through pinned memory.
-
-        Parameters, groups and state keep their identity; arrays get new homes. Nothing is moved
-        unless everything fits there.
-
-        Args:
-            device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-
-        Returns:
-            The optimizer.
-
-        Raises:
-            ValueError: ``device`` is unknown.
-            lucid_gpu.device.DeviceUnavailableError: ``device`` is a GPU that cannot be used.
-        """
-        target = _device.resolve(device)
-
-        def move(array: Any) -> Any:
-            return transfer.to(array, target)
-
-        params = [
-            (param, copy_tree(param.data, move, "data"), copy_tree(param.grad, move, "grad"))
-            for param in self._params()
-        ]
-        slots = [
-            (slots, {name: copy_tree(slots[name], move, name) for name in slots if name != "step"})
-            for slots in self.state.values()
-        ]
-        for param, data, grad in params:
-            if isinstance(param, Parameter):
-                param.rehome(data, grad)
-            else:
-                param.data, param.grad = data, grad
-        for kept, moved in slots:
-            kept.update(moved)
-        return self
-
     def state_dict(self, device: str | None = None, *, copy: bool = True) -> dict[str, Any]:
         """Return a snapshot of state and options: ``{"state": {id: slots}, "param_groups": […]}``.
 
@@ -343,9 +309,6 @@ class Optimizer(Hooked):
     def _live_options(self) -> dict[str, Any]:
         every = [self.defaults, *map(_groups.options, self.param_groups)]
         return {k: v for options in every for k, v in options.items() if not is_plain(v)}
-
-    def _params(self) -> list[Any]:
-        return [param for group in self.param_groups for param in group["params"]]
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from lucid_gpu import device as _device
 from lucid_gpu import ledger
-from lucid_gpu.execution import cpu
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import Work
+from lucid_gpu.execution.streamed import StreamedExecutor
+from lucid_gpu.optim import slots as _slots
 from lucid_gpu.optim.groups import named
 from lucid_gpu.optim.state import Clock
 from lucid_gpu.parameter import Parameter, latest_changes
@@ -76,6 +77,7 @@ class Roster:
         self._optimizer = optimizer
         groups = optimizer.param_groups
         self._changes = latest_changes()
+        self._is_hosted = optimizer.state_device is not None
         self._options = self._read_options()
         self._variants = [optimizer.variant_of(group) for group in groups]
         self._groups = [(group, list(group["params"])) for group in groups]
@@ -94,6 +96,8 @@ class Roster:
         self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
         for batch, own in zip(self.batches, by_kind.values(), strict=True):
             self._attach_state(batch, own)
+        executors = [batch.executor for batch in self.batches]
+        self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
         self._needs_gradients = not self._are_own or any(
             batch.executor.needs_gradients for batch in self.batches
         )
@@ -154,6 +158,8 @@ class Roster:
     def _collect(self, grads: list[Any]) -> list[Item]:
         """Return the parameters that have a gradient, or raise if one of them cannot step."""
         optimizer = self._optimizer
+        # Slots in host memory are brought there from wherever they are.
+        compared = ("shape", "dtype") if self._is_hosted else ()
         items: list[Item] = []
         position = -1
         for number, group in enumerate(optimizer.param_groups):
@@ -169,11 +175,12 @@ class Roster:
                 slots = {slot: kept.get(slot) for slot in used}
                 for slot, array in slots.items():
                     if slot in kept:
-                        _require(misfits(f"slot {slot!r} of parameter {name!r}", array, data))
+                        label = f"slot {slot!r} of parameter {name!r}"
+                        _require(misfits(label, array, data, *compared))
                 step = kept.get("step", 0)
                 _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
                 items.append(Item(position, number, name, param, data, grad, step, slots))
-        _allocate(items)
+        _slots.provide(items, optimizer.host_memory if self._is_hosted else None)
         return items
 
     def _make_batch(self, kind: tuple[str, np.dtype[Any]], items: list[Item]) -> Batch:
@@ -191,7 +198,13 @@ class Roster:
             row=[row_of[key] for key in keys],
             variants=[self._variants[group] for group, _ in distinct],
         )
-        executor: Executor = CpuExecutor(work) if device == "cpu" else CudaExecutor(work)
+        executor: Executor
+        if device == "cpu":
+            executor = CpuExecutor(work)
+        elif self._is_hosted and any(work.slots):
+            executor = StreamedExecutor(work)
+        else:
+            executor = CudaExecutor(work)
         rows = [Row(optimizer.param_groups[group], Clock(step)) for group, step in distinct]
         return Batch(executor, rows, np.array([item.position for item in items], np.intp))
 
@@ -303,28 +316,6 @@ def _trainable(name: str, data: Any) -> Any:
             f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
         )
     return array
-
-
-def _allocate(items: list[Item]) -> None:
-    """Give each slot that is None its zeros."""
-    side_by_side: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
-    for item in items:
-        for slot in (slot for slot, array in item.slots.items() if array is None):
-            if cpu.fits_a_pack(item.data):
-                side_by_side.setdefault((slot, item.data.dtype), []).append(item)
-            else:
-                item.slots[slot] = _zeros_like(item.data)
-    for (slot, dtype), own in side_by_side.items():
-        ends = np.cumsum([item.data.size for item in own])
-        zeros = np.split(np.zeros(ends[-1], dtype), ends[:-1])
-        for item, part in zip(own, zeros, strict=True):
-            item.slots[slot] = part.reshape(item.data.shape)
-
-
-def _zeros_like(array: Any) -> Any:
-    home = _device.of(array)
-    with _device.on(home):
-        return _device.module(home).zeros_like(array)
 
 
 def _refuse_shared_memory(items: list[Item]) -> None:

@@ -39,6 +39,7 @@ class SGD(FusedOptimizer):
         maximize: True follows the gradient upwards.
         dampen_first: True starts from ``b = 0`` and dampens the first gradient like the others,
             so that with ``dampening=momentum`` b is a moving average: ``b ← μ·b + (1 − μ)·g``.
+        state_device: ``"host"`` keeps the state in host memory; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -87,6 +88,7 @@ class SGD(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         dampen_first: bool = False,
+        state_device: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -98,7 +100,7 @@ class SGD(FusedOptimizer):
             "maximize": maximize,
             "dampen_first": dampen_first,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, state_device)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 
@@ -28,7 +28,10 @@ class Slots(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
-        return value.step if type(value) is Clock else value
+        if type(value) is Clock:
+            return value.step
+        self._state.settle()
+        return value
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._values[name] = value
@@ -56,11 +59,26 @@ class State(MutableMapping[Any, Slots]):
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[Any, Slots]] = {}
+        self._arrivals: list[Callable[[], bool]] = []
         self.version: object = object()
 
     def note_change(self) -> None:
         """Tell who cached what was read here that a slot was set or deleted."""
         self.version = object()
+
+    def expect(self, arrival: Callable[[], bool]) -> None:
+        """Have a function called before an array is read, because arrays are on their way.
+
+        Args:
+            arrival: waits for them; it returns whether that needs to be done no more.
+        """
+        if arrival not in self._arrivals:
+            self._arrivals.append(arrival)
+
+    def settle(self) -> None:
+        """Wait for the arrays that are on their way."""
+        if self._arrivals:
+            self._arrivals = [arrival for arrival in self._arrivals if not arrival()]
 
     def __getitem__(self, param: Any) -> Slots:
         entry = self._entries.get(id(param))

@@ -178,7 +178,7 @@ def _prepare(
         wrong = optimizer.slot_problems(param, saved, options) if saved else []
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
-            slots.append((param, _copy_slots(param, name, saved)))
+            slots.append((param, _copy_slots(optimizer.home_of_state(param), name, saved)))
     return Restored(match.group, options, clients, slots)
 
 
@@ -209,9 +209,7 @@ def _keep_home(array: Any) -> Any:
     return transfer.copy(array, _device.of(array))
 
 
-def _copy_slots(param: Any, name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    home = _device.of(_device.as_array(param.data))
-
+def _copy_slots(home: str, name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
     def bring_home(array: Any) -> Any:
         return transfer.copy(array, home)
 

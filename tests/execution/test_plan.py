@@ -49,7 +49,7 @@ def work_of(rule, variants, row, sizes):
 def test_each_tensor_has_its_addresses_row_and_variant():
     variants = [rules.variants(Adam)[i] for i in (1, 8, 1)]
     work = work_of(Adam, variants, [2, 0, 1], [5, 0, 7])
-    own = plan.build(work, [[10, 11, 12], [20, 21, 22], [30, 31, 32, 33]])
+    own = plan.build(work, plan.whole(work), [[10, 11, 12], [20, 21, 22], [30, 31, 32, 33]])
     assert [own.kinds[record["variant"]] for record in own.tensors] == [
         variants[2],
         variants[0],
@@ -64,7 +64,8 @@ def test_each_tensor_has_its_addresses_row_and_variant():
 
 def test_variants_that_no_tensor_takes_are_not_compiled():
     variants = rules.variants(SGD)[:3]
-    assert plan.build(work_of(SGD, variants, [1], [4]), [[1]]).kinds == [variants[1]]
+    work = work_of(SGD, variants, [1], [4])
+    assert plan.build(work, plan.whole(work), [[1]]).kinds == [variants[1]]
 
 
 def test_a_switch_counts_as_the_position_of_its_choice():

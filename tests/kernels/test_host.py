@@ -134,15 +134,15 @@ def test_a_chunk_that_starts_beyond_32_bits(emulated, monkeypatch):
         chunks["start"] += far
         return chunks
 
-    def build_near(work, addresses, *rest):
-        return build(work, [[address - shift for address in own] for own in addresses], *rest)
+    def build_near(work, pieces, addresses):
+        return build(work, pieces, [[address - shift for address in own] for own in addresses])
 
     cut, build = plan.cut, plan.build
     monkeypatch.setattr(plan, "cut", cut_far)
     monkeypatch.setattr(plan, "build", build_near)
-    move = cuda._FusedLaunch.move_gradients
+    move = cuda.FusedLaunch.move_gradients
     monkeypatch.setattr(
-        cuda._FusedLaunch,
+        cuda.FusedLaunch,
         "move_gradients",
         lambda self, grads: move(self, grads - np.uint64(shift)),
     )

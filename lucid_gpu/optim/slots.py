@@ -1,0 +1,75 @@
+"""The slots of parameters that step: made where they belong, filled with zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu import device as _device
+from lucid_gpu import transfer
+from lucid_gpu.execution import cpu
+
+if TYPE_CHECKING:
+    from lucid_gpu.optim.host_memory import HostMemory
+    from lucid_gpu.optim.roster import Item
+
+Key = tuple[str, str, np.dtype[Any]]
+"""Device of the parameter, name of the slot, dtype: slots that are made side by side."""
+
+
+def provide(items: Sequence[Item], host_memory: HostMemory | None) -> None:
+    """Give each slot that is None its zeros.
+
+    Args:
+        items: the parameters that step; their slots are changed.
+        host_memory: where slots of parameters on a GPU live, and are copied if they do not; None
+            for beside their parameters.
+    """
+    packed: dict[Key, list[Item]] = {}
+    hosted: dict[Key, list[Item]] = {}
+    for item in items:
+        home = _device.of(item.data)
+        for slot, array in item.slots.items():
+            key = home, slot, item.data.dtype
+            if home != "cpu" and host_memory is not None:
+                if not _is_reachable(array):
+                    hosted.setdefault(key, []).append(item)
+            elif array is None and cpu.fits_a_pack(item.data):
+                packed.setdefault(key, []).append(item)
+            elif array is None:
+                item.slots[slot] = _zeros_like(item.data)
+    for (_, slot, dtype), own in packed.items():
+        _pack(slot, dtype, own)
+    if host_memory is not None:
+        for (_, slot, _), own in hosted.items():
+            _lend(host_memory, slot, own)
+
+
+def _is_reachable(array: Any) -> bool:
+    """Say whether a device can copy from and to an array on its own."""
+    return isinstance(array, np.ndarray) and (not array.size or transfer.is_pinned(array))
+
+
+def _pack(slot: str, dtype: np.dtype[Any], items: Sequence[Item]) -> None:
+    ends = np.cumsum([item.data.size for item in items])
+    zeros = np.split(np.zeros(ends[-1], dtype), ends[:-1])
+    for item, part in zip(items, zeros, strict=True):
+        item.slots[slot] = part.reshape(item.data.shape)
+
+
+def _lend(host_memory: HostMemory, slot: str, items: Sequence[Item]) -> None:
+    lent = host_memory.lend([item.data for item in items])
+    for item, array in zip(items, lent, strict=True):
+        if item.slots[slot] is None:
+            array.fill(0)
+        else:
+            transfer.copy_into(array, item.slots[slot])
+        item.slots[slot] = array
+
+
+def _zeros_like(array: Any) -> Any:
+    home = _device.of(array)
+    with _device.on(home):
+        return _device.module(home).zeros_like(array)

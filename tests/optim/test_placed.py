@@ -1,0 +1,405 @@
+"""offload and reload: the state goes to the host and comes back, beside the user's own work."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter, checkpoint, transfer
+from lucid_gpu import device as _device
+from lucid_gpu.optim import SGD, Adam, Optimizer, OptimizerStub
+from tests import rules
+from tests.emulation.machine import Record
+from tests.execution.test_cuda import make, set_gradients
+from tests.execution.test_graph import capture
+from tests.stepping import host, place
+
+
+def arrays(optimizer):
+    return [
+        value
+        for slots in optimizer.state.values()
+        for value in slots.values()
+        if not isinstance(value, int)
+    ]
+
+
+def trained(device, sizes=(5, 4099), **options):
+    optimizer = Adam(make(device, sizes), **options)
+    optimizer.step()
+    return optimizer
+
+
+def assert_same(optimizer, twin):
+    for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    for ours, theirs in zip(arrays(optimizer), arrays(twin), strict=True):
+        np.testing.assert_array_equal(host(ours), host(theirs))
+
+
+@pytest.fixture
+def released():
+    """Wait until the threads that keep arrays while they are copied have let go of them."""
+    before = set(threading.enumerate())
+
+    def wait():
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+        gc.collect()
+
+    yield wait
+    wait()
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_offload_brings_the_state_to_pinned_memory_to_the_bit(accelerator, block):
+    optimizer, twin = trained(accelerator), trained("cpu")
+    optimizer.offload(block)
+    assert optimizer.state_device == "host"
+    assert all(type(array) is np.ndarray for array in arrays(optimizer))
+    assert all(transfer.is_pinned(array) for array in arrays(optimizer))
+    assert_same(optimizer, twin)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_reload_brings_it_back_to_the_bit(accelerator, block):
+    optimizer, twin = trained(accelerator), trained("cpu")
+    optimizer.offload(block)
+    optimizer.reload(block)
+    assert optimizer.state_device is None
+    assert {_device.of(array) for array in arrays(optimizer)} == {accelerator}
+    assert_same(optimizer, twin)
+
+
+@pytest.mark.parametrize("rule", rules.optimizers(), ids=lambda rule: rule.__name__)
+def test_training_does_not_notice(rule, device):
+    options = {"momentum": 0.9} if rule is SGD else {}
+    params, twins = make(device), make("cpu")
+    optimizer, twin = rule(params, **options), rule(twins, **options)
+    changes = [optimizer.offload, None, optimizer.reload, optimizer.offload, optimizer.reload]
+    for number, change in enumerate([None, *changes, None]):
+        if change is not None:
+            change()
+        set_gradients(params, number)
+        set_gradients(twins, number)
+        optimizer.step()
+        twin.step()
+    assert_same(optimizer, twin)
+
+
+def test_layouts_are_kept(accelerator):
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    params = [
+        Parameter(place(values, accelerator, layout).view) for layout in ("C", "F", "strided")
+    ]
+    for param in params:
+        param.grad = param.data
+    optimizer = SGD(params, momentum=0.9)
+    optimizer.step()
+    before = [transfer.layout(array) for array in arrays(optimizer)]
+    for move in (optimizer.offload, optimizer.reload):
+        move()
+        assert [transfer.layout(array) for array in arrays(optimizer)] == before
+
+
+def test_offload_frees_device_memory_when_the_copies_are_done_and_not_before(emulated, released):
+    optimizer = trained("cuda:0")
+    slots = [weakref.ref(array) for array in arrays(optimizer)]
+    emulated.lazy = True
+    optimizer.offload()
+    gc.collect()
+    assert all(slot() is not None for slot in slots)
+    for stream in emulated.streams:
+        stream.drain()
+    released()
+    assert all(slot() is None for slot in slots)
+
+
+def test_a_blocking_offload_has_freed_device_memory(emulated):
+    optimizer = trained("cuda:0")
+    slots = [weakref.ref(array) for array in arrays(optimizer)]
+    emulated.lazy = True
+    optimizer.offload(block=True)
+    gc.collect()
+    assert all(slot() is None for slot in slots)
+
+
+@pytest.mark.parametrize("move", ["offload", "reload"])
+def test_arrays_under_way_outlive_their_optimizer(emulated, released, move):
+    optimizer = trained("cuda:0", (50,))
+    if move == "reload":
+        optimizer.offload(block=True)
+    emulated.lazy = True
+    getattr(optimizer, move)()
+    (entry, *_) = optimizer.state._entries.values()
+    array = weakref.ref(entry[1]._values["exp_avg"])
+    del optimizer, entry
+    gc.collect()
+    assert array() is not None
+    for stream in emulated.streams:
+        stream.drain()
+    released()
+    assert array() is None
+
+
+def test_the_copies_come_after_what_is_on_the_current_stream_and_hold_up_nothing(emulated):
+    optimizer = trained("cuda:0", (50,))
+    (slot, _) = arrays(optimizer)
+    stream = emulated.default_stream(0)
+    emulated.lazy = True
+    emulated.record = Record()
+    stream.submit(lambda: slot.view(np.ndarray).fill(7))
+    optimizer.offload()
+    done = []
+    stream.submit(lambda: done.append(True))
+    downloads = [own for own in emulated.streams if own._queue and own is not stream]
+    stream.drain()
+    assert done
+    assert any(not own.done for own in downloads)
+    assert emulated.record.synchronizations == 0
+    assert set(arrays(optimizer)[0].tolist()) == {7}
+
+
+def test_a_step_after_reload_waits_for_the_copies_without_holding_the_host(emulated):
+    optimizer, twin = trained("cuda:0"), trained("cpu")
+    optimizer.offload(block=True)
+    emulated.lazy = True
+    emulated.record = Record()
+    optimizer.reload()
+    optimizer.step()
+    assert emulated.record.synchronizations == 0
+    twin.step()
+    assert_same(optimizer, twin)
+
+
+def test_every_stream_that_reads_after_reload_waits_for_the_copies(emulated):
+    import cupy
+
+    optimizer = trained("cuda:0", (50,))
+    optimizer.offload(block=True)
+    values = arrays(optimizer)[0].copy()
+    emulated.lazy = True
+    optimizer.reload()
+    streams, given = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    for stream in streams:
+        with stream:
+            (slot, _) = arrays(optimizer)
+            seen = []
+            stream.submit(lambda slot=slot, seen=seen: seen.append(slot.view(np.ndarray).copy()))
+            given.append(seen)
+    for stream, seen in reversed(list(zip(streams, given, strict=True))):
+        assert len(stream._queue) > 1
+        stream.drain()
+        np.testing.assert_array_equal(seen[0], values)
+
+
+def test_host_memory_is_kept_for_the_next_time(emulated, released):
+    optimizer = trained("cuda:0")
+    optimizer.offload(block=True)
+    first = {array.ctypes.data for array in arrays(optimizer)}
+    optimizer.reload(block=True)
+    optimizer.step()
+    optimizer.offload(block=True)
+    assert {array.ctypes.data for array in arrays(optimizer)} == first
+
+
+def test_a_block_that_is_still_read_is_not_lent_again(emulated):
+    optimizer, twin = trained("cuda:0"), trained("cpu")
+    optimizer.offload(block=True)
+    emulated.lazy = True
+    optimizer.reload()
+    optimizer.offload()
+    assert_same(optimizer, twin)
+
+
+def test_each_may_be_called_twice(device):
+    optimizer, twin = trained(device), trained("cpu")
+    for move in (optimizer.reload, optimizer.offload, optimizer.offload, optimizer.reload):
+        move()
+    assert_same(optimizer, twin)
+
+
+def test_parameters_of_the_cpu_and_of_two_gpus(emulated):
+    def mixed(devices):
+        return [param for device in devices for param in make(device, (7,))]
+
+    optimizer, twin = Adam(mixed(["cpu", "cuda:0", "cuda:1"])), Adam(mixed(["cpu"] * 3))
+    for move in (optimizer.offload, optimizer.reload, optimizer.offload):
+        for one in (optimizer, twin):
+            one.step()
+        move()
+    assert_same(optimizer, twin)
+    optimizer.reload()
+    assert [_device.of(array) for array in arrays(optimizer)[::2]] == ["cpu", "cuda:0", "cuda:1"]
+
+
+def test_neither_can_be_captured(accelerator):
+    import cupy
+
+    optimizer = trained(accelerator)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        try:
+            for move in (optimizer.offload, optimizer.reload):
+                with pytest.raises(RuntimeError, match="cannot be recorded in a CUDA graph"):
+                    move()
+        finally:
+            stream.end_capture()
+    assert optimizer.state_device is None
+
+
+@pytest.mark.parametrize("move", ["offload", "to"])
+def test_a_graph_must_be_captured_anew(accelerator, move):
+    optimizer = Adam(make(accelerator))
+    capture(optimizer)
+    optimizer.offload() if move == "offload" else optimizer.to("cpu")
+    with pytest.raises(RuntimeError, match="capture the graph anew"):
+        optimizer.before_replay()
+
+
+class Momentum(Optimizer):
+    """An optimizer of one's own, whose state is a list of pairs."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            with _device.on(param.device):
+                old = self.state[param].get("pairs", [(0, param.grad * 0)])[0][1]
+                new = 0.5 * old + param.grad
+                self.state[param]["pairs"] = [(1, new)]
+                param.data -= 0.1 * new
+
+
+def test_an_optimizer_of_ones_own_needs_reload_first(accelerator):
+    optimizer, twin = Momentum(make(accelerator)), Momentum(make("cpu"))
+    for one in (optimizer, twin):
+        one.step()
+    optimizer.offload()
+    before = [param.numpy() for param in optimizer._params()]
+    with pytest.raises(RuntimeError, match=r"Momentum is in host memory: call reload\(\) before"):
+        optimizer.step()
+    for param, values in zip(optimizer._params(), before, strict=True):
+        np.testing.assert_array_equal(param.numpy(), values)
+    optimizer.reload()
+    for one in (optimizer, twin):
+        one.step()
+    for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_an_optimizer_of_ones_own_steps_on_the_cpu_as_ever():
+    optimizer = Momentum(make("cpu"))
+    optimizer.offload()
+    optimizer.step()
+
+
+def test_a_stub_has_nothing_to_move(accelerator):
+    optimizer = OptimizerStub(make(accelerator))
+    optimizer.offload()
+    optimizer.step()
+    optimizer.reload()
+
+
+def test_a_state_dict_is_the_same(accelerator):
+    optimizer, twin = trained(accelerator), trained("cpu")
+    optimizer.offload()
+    ours, theirs = optimizer.state_dict(), twin.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert {_device.of(ours["state"][number]["exp_avg"]) for number in (0, 1)} == {"cpu"}
+    other = Adam(make(accelerator))
+    other.load_state_dict(ours)
+    assert {_device.of(array) for array in arrays(other)} == {accelerator}
+    assert_same_state(other, twin)
+
+
+def assert_same_state(optimizer, twin):
+    for ours, theirs in zip(arrays(optimizer), arrays(twin), strict=True):
+        np.testing.assert_array_equal(host(ours), host(theirs))
+
+
+def test_what_is_loaded_while_offloaded_stays_on_the_host(accelerator):
+    saved = trained("cpu").state_dict()
+    optimizer, twin = Adam(make(accelerator), state_device="host"), Adam(make("cpu"))
+    for one in (optimizer, twin):
+        one.load_state_dict(saved)
+    assert all(type(array) is np.ndarray for array in arrays(optimizer))
+    for one in (optimizer, twin):
+        one.step()
+    assert_same(optimizer, twin)
+    optimizer.load_state_dict(saved)
+    optimizer.reload()
+    assert {_device.of(array) for array in arrays(optimizer)} == {accelerator}
+    np.testing.assert_array_equal(host(arrays(optimizer)[0]), saved["state"][0]["exp_avg"])
+
+
+def test_a_checkpoint_does_not_depend_on_the_place(accelerator, tmp_path):
+    optimizer, twin = trained(accelerator), trained("cpu")
+    optimizer.offload()
+    checkpoint.save(tmp_path / "one", optimizer)
+    other = Adam(make(accelerator), state_device="host")
+    checkpoint.load(tmp_path / "one", into=other)
+    assert_same_state(other, twin)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_has_its_state_in_the_same_place(emulated, clone):
+    optimizer, twin = trained("cuda:0"), trained("cpu")
+    optimizer.offload()
+    state = pickle.loads(pickle.dumps(optimizer.state_dict()))
+    other = clone(Adam(make("cpu"), state_device="host"))
+    assert other.state_device == "host"
+    other.to("cuda:0")
+    other.load_state_dict(state)
+    assert_same_state(other, twin)
+
+
+@pytest.mark.parametrize("moves", [["cpu"], ["cpu", "cuda:0"], ["cuda:1"], ["cuda:1", "cuda:0"]])
+def test_state_on_the_host_stays_there_when_parameters_move(emulated, moves):
+    optimizer, twin = trained("cuda:0", state_device="host"), trained("cpu")
+    for device in moves:
+        optimizer.to(device)
+        assert all(type(array) is np.ndarray for array in arrays(optimizer))
+        for one in (optimizer, twin):
+            one.step()
+    assert_same(optimizer, twin)
+
+
+def test_state_made_on_the_cpu_is_pinned_when_its_parameters_move_to_a_gpu(accelerator):
+    optimizer, twin = trained("cpu", state_device="host"), trained("cpu")
+    optimizer.to(accelerator)
+    for one in (optimizer, twin):
+        one.step()
+    assert all(transfer.is_pinned(array) for array in arrays(optimizer))
+    assert_same(optimizer, twin)
+
+
+def test_nothing_is_moved_if_there_is_no_memory_for_it(accelerator, monkeypatch):
+    optimizer, twin = trained(accelerator), trained("cpu")
+
+    def fail(*args, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "pinned_block", fail)
+        with pytest.raises(MemoryError):
+            optimizer.offload()
+    assert optimizer.state_device is None
+    assert_same(optimizer, twin)
+    optimizer.offload(block=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(_device.cupy(), "empty", fail)
+        with pytest.raises(MemoryError):
+            optimizer.reload()
+    assert optimizer.state_device == "host"
+    for one in (optimizer, twin):
+        one.step()
+    assert_same(optimizer, twin)
