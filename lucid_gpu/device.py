@@ -179,7 +179,7 @@ def are_alike(array: Any, other: Array) -> bool:
         type(array) is type(other)
         and array.shape == other.shape
         and array.dtype == other.dtype
-        and (type(array) is np.ndarray or of(array) == of(other))
+        and (type(array) is np.ndarray or array.device == other.device)
     )
 
 
@@ -204,4 +204,5 @@ STRIDED, C_ORDER, F_ORDER = 1, 2, 4
 def contiguity(array: Array) -> int:
     """Return STRIDED, plus C_ORDER and F_ORDER for the orders in which it is contiguous."""
     flags = array.flags
-    return STRIDED + C_ORDER * bool(flags.c_contiguous) + F_ORDER * bool(flags.f_contiguous)
+    orders: int = C_ORDER * flags.c_contiguous + F_ORDER * flags.f_contiguous
+    return STRIDED + orders

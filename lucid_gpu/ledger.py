@@ -7,6 +7,7 @@ parameters costs the GPU. A Parameter notes here what it is given, so that a ste
 from __future__ import annotations
 
 import threading
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,9 @@ ABSENT = 0
 
 _lock = threading.Lock()
 _free: list[int] = []
-_addresses: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-_layouts: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+# Arrays that grow in place, so that a note needs no lock: it cannot write to one that was replaced.
+_addresses = array("Q")
+_layouts = array("B")
 
 
 def enter() -> int:
@@ -42,25 +44,25 @@ def leave(entry: int) -> None:
 
 def note(entry: int, grad: Any) -> None:
     """Note where a gradient lies and how it is laid out; addresses of device arrays only."""
-    address, kind = 0, ABSENT
-    if grad is not None:
-        is_on_gpu = device.is_cupy(grad)
-        address = grad.data.ptr if is_on_gpu else 0
-        kind = device.contiguity(grad) if is_on_gpu else device.STRIDED
-    with _lock:  # the tables may be growing in another thread
-        _addresses[entry] = address
-        _layouts[entry] = kind
+    if type(grad) is np.ndarray or not device.is_cupy(grad):
+        _layouts[entry] = ABSENT if grad is None else device.STRIDED
+    else:
+        _addresses[entry] = grad.data.ptr
+        _layouts[entry] = device.contiguity(grad)
 
 
 def read(entries: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
     """Return addresses and layouts of some entries."""
-    return _addresses[entries], _layouts[entries]
+    with _lock:  # an array that NumPy looks at cannot grow
+        return (
+            np.frombuffer(_addresses, np.uint64)[entries],
+            np.frombuffer(_layouts, np.uint8)[entries],
+        )
 
 
 def _grow() -> None:
-    global _addresses, _layouts  # noqa: PLW0603 - the tables of the process
     size = len(_layouts)
     more = max(64, size)
-    _addresses = np.concatenate([_addresses, np.zeros(more, np.uint64)])
-    _layouts = np.concatenate([_layouts, np.zeros(more, np.uint8)])
+    _addresses.frombytes(bytes(more * _addresses.itemsize))
+    _layouts.frombytes(bytes(more))
     _free.extend(range(size + more - 1, size - 1, -1))

@@ -95,7 +95,7 @@ class Parameter:
                     f"{self._label()} has requires_grad=False and takes no gradient: "
                     "set requires_grad=True to train it"
                 )
-            if not (self.is_text or _device.are_alike(value, self._data)):
+            if not (isinstance(self._data, str) or _device.are_alike(value, self._data)):
                 value = self._fitting("grad", value)
         if self._stays:
             with _device.on(self.device):

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise, repeat
+from itertools import chain, pairwise, repeat
 from operator import getitem, setitem
 from typing import Any, TypeAlias
 
@@ -94,7 +94,11 @@ class CpuExecutor:
         elements = sum(param.size for param in work.params)
         # Each further thread must find enough to do.
         self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
-        self._updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
+        # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
+        self._scalars = np.zeros((len(work.variants), len(work.rule.Scalars._fields)), work.dtype)
+        rows = [work.rule.Scalars(*(row[i, ...] for i in range(len(row)))) for row in self._scalars]
+        updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
+        self._constants = list(zip(rows, work.variants, updates, strict=True))
         self._grads: list[Any] = []
         self._take(work.grads)
         work.grads = []
@@ -108,12 +112,10 @@ class CpuExecutor:
 
     def run(self, scalars: Sequence[Any]) -> None:
         """Update every tensor, with one tuple of scalars for each row."""
-        dtype = self._work.dtype
-        # Arrays without dimensions: ufuncs take them in half the time of NumPy's scalars.
-        rounded = [type(row)(*(np.array(value, dtype) for value in row)) for row in scalars]
-        constants = list(zip(rounded, self._work.variants, self._updates, strict=True))
+        values = chain.from_iterable(scalars)
+        self._scalars.reshape(-1)[:] = np.fromiter(values, self._scalars.dtype)
         try:
-            self._run_on_threads(constants)
+            self._run_on_threads()
         finally:
             self._grads = []
 
@@ -123,27 +125,27 @@ class CpuExecutor:
         self._workers = min(threads, max(self._most_workers, 1))
         self._grads = list(grads)
 
-    def _run_on_threads(self, constants: list[Any]) -> None:
+    def _run_on_threads(self) -> None:
         jobs, workers = iter(self._jobs), self._workers
         if workers == 1:
-            self._run_jobs(jobs, constants)
+            self._run_jobs(jobs)
             return
         pool = _pool(workers - 1, os.getpid())
         shared = _Shared(jobs)
-        others = [pool.submit(self._run_jobs, shared, constants) for _ in range(workers - 1)]
+        others = [pool.submit(self._run_jobs, shared) for _ in range(workers - 1)]
         try:
-            self._run_jobs(shared, constants)
+            self._run_jobs(shared)
         finally:
             errors = [other.exception() for other in others]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _run_jobs(self, jobs: Iterator[Job], constants: list[Any]) -> None:
+    def _run_jobs(self, jobs: Iterator[Job]) -> None:
         # A GPU raises no floating-point warnings either; NaN and infinity pass through.
         with np.errstate(all="ignore"):
             for job in jobs:
-                job.run(self._grads, constants)
+                job.run(self._grads, self._constants)
 
     def _matches(self, grads: Sequence[Any]) -> list[bool]:
         """Say of each tensor in no pack whether it can be flattened together with its gradient."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ class FusedLaunch:
         self._tensors = cp.array(plan.tensors.view(np.uint8))
         self._split = -(-plan.scalars.nbytes // 16) * 16
         self._table = _Table(self._split + 8 * len(plan.tensors))
-        self._scalars = self._table.host[: plan.scalars.nbytes].view(plan.scalars.dtype)
+        self._scalars = self._table.host[: plan.scalars.nbytes].view(work.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
         self._arguments = (
             self._chunks,
@@ -153,11 +154,12 @@ class FusedLaunch:
         """Bring the scalars, and gradient addresses that moved, to the device."""
         if self._plan is None:
             return
-        before = self._scalars.copy()
-        self._scalars[:] = [tuple(row) for row in scalars]
+        values = np.fromiter(chain.from_iterable(scalars), self._scalars.dtype)
+        are_new = not np.array_equal(values, self._scalars)
+        self._scalars[:] = values
         if self._gradients_moved:
             self._table.upload(len(self._table.host))
-        elif not np.array_equal(before, self._scalars):
+        elif are_new:
             self._table.upload(self._split)
         self._gradients_moved = False
 

@@ -132,18 +132,14 @@ class Adam(FusedOptimizer):
     @classmethod
     def scalars(cls, options: Mapping[str, Any], step: int) -> Scalars:
         """Return the constants of a step."""
-        lr, (beta1, beta2), decay = options["lr"], options["betas"], options["weight_decay"]
+        lr, (beta1, beta2), eps = options["lr"], options["betas"], options["eps"]
+        decay = options["weight_decay"]
+        if options["decoupled_weight_decay"]:
+            decay = 1 - lr * decay
+        c1, c2 = 1 - beta1, 1 - beta2
         correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-        return cls.Scalars(
-            weight_decay=1 - lr * decay if options["decoupled_weight_decay"] else decay,
-            c1=1 - beta1,
-            beta2=beta2,
-            c2=1 - beta2,
-            step_size=lr / correction1,
-            correction2=correction2,
-            root2=math.sqrt(correction2),
-            eps=options["eps"],
-        )
+        step_size, root2 = lr / correction1, math.sqrt(correction2)
+        return cls.Scalars(decay, c1, beta2, c2, step_size, correction2, root2, eps)
 
     @staticmethod
     def update(

@@ -44,8 +44,7 @@ class Item(NamedTuple):
     """In the order of the rule's functor; None stands for one to be made."""
 
 
-@dataclass
-class Row:
+class Row(NamedTuple):
     """Parameters of one group that have made the same number of steps: they share scalars."""
 
     group: dict[str, Any]
@@ -80,13 +79,15 @@ class Roster:
         self._is_hosted = optimizer.state_device is not None
         self._options = self._read_options()
         self._variants = [optimizer.variant_of(group) for group in groups]
-        self._groups = [(group, list(group["params"])) for group in groups]
-        self._params = [param for _, params in self._groups for param in params]
+        self._groups = list(groups)
+        self._params_of = [list(group["params"]) for group in groups]
+        self._params = [param for params in self._params_of for param in params]
         self._are_own = all(map(_is_own, self._params))
         self._entries = np.array([p.entry for p in self._params] if self._are_own else [], np.intp)
         self._data = [param.data for param in self._params]
         grads = [param.grad for param in self._params]
         self._has_grad = [grad is not None for grad in grads]
+        self._is_present = np.array(self._has_grad, np.bool_)
         items = self._collect(grads)
         by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
         for item in items:
@@ -128,29 +129,26 @@ class Roster:
     def tick(self, scalars: Callable[[dict[str, Any], int], Any]) -> list[tuple[Batch, list[Any]]]:
         """Count a step of every parameter and return its scalars by row; all of it, or nothing."""
         result = [
-            (batch, [scalars(row.group, row.clock.step + 1) for row in batch.rows])
+            (batch, [scalars(group, clock.step + 1) for group, clock in batch.rows])
             for batch in self.batches
         ]
         for batch in self.batches:
-            for row in batch.rows:
-                row.clock.step += 1
+            for _, clock in batch.rows:
+                clock.step += 1
         return result
 
-    def _read_options(self) -> list[list[Any]]:
+    def _read_options(self) -> list[Any]:
         optimizer = self._optimizer
-        return [[group[key] for key in optimizer.defaults] for group in optimizer.param_groups]
+        return [group[key] for group in optimizer.param_groups for key in optimizer.defaults]
 
     def _has_same_groups(self) -> bool:
         groups = self._optimizer.param_groups
-        return len(groups) == len(self._groups) and all(
-            now is then and self._are_same(now["params"], params)
-            for now, (then, params) in zip(groups, self._groups, strict=True)
-        )
-
-    def _are_same(self, now: list[Any], then: list[Any]) -> bool:
+        if not _are_same(groups, self._groups):
+            return False
+        params_of = [group["params"] for group in groups]
         if self._are_own:  # a Parameter equals itself alone, and comparing lists is quick
-            return now == then
-        return len(now) == len(then) and all(map(is_, now, then))
+            return params_of == self._params_of
+        return all(map(_are_same, params_of, self._params_of))
 
     def _has_same_data(self) -> bool:
         return all(map(is_, [param.data for param in self._params], self._data))
@@ -237,7 +235,7 @@ class Roster:
     def _take_addresses(self) -> bool:
         """Do what :meth:`_take_gradients` does, from the ledger, without touching a gradient."""
         addresses, layouts = ledger.read(self._entries)
-        if not np.array_equal(layouts != ledger.ABSENT, self._has_grad):
+        if not np.array_equal(layouts != ledger.ABSENT, self._is_present):
             return False
         return all(
             batch.executor.move_gradients(addresses[batch.positions], layouts[batch.positions])
@@ -246,8 +244,13 @@ class Roster:
         )
 
     def _name(self, position: int) -> str:
-        names = [name for group, _ in self._groups for name, _ in named(group)]
+        names = [name for group in self._groups for name, _ in named(group)]
         return names[position]
+
+
+def _are_same(now: list[Any], then: list[Any]) -> bool:
+    """Say whether two lists hold the same objects."""
+    return len(now) == len(then) and all(map(is_, now, then))
 
 
 def _is_own(param: Any) -> bool:

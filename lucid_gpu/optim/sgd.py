@@ -131,14 +131,12 @@ class SGD(FusedOptimizer):
     @classmethod
     def scalars(cls, options: Mapping[str, Any], step: int) -> Scalars:
         """Return the constants of a step. At the first, b = 0 and 1 − τ counts as 1: b ← g."""
-        lr, decay = options["lr"], options["weight_decay"]
+        lr, decay, momentum = options["lr"], options["weight_decay"], options["momentum"]
+        if options["decoupled_weight_decay"]:
+            decay = 1 - lr * decay
         is_damped = step > 1 or options["dampen_first"]
-        return cls.Scalars(
-            weight_decay=1 - lr * decay if options["decoupled_weight_decay"] else decay,
-            momentum=options["momentum"],
-            damping=1 - options["dampening"] if is_damped else 1.0,
-            lr=lr,
-        )
+        damping = 1 - options["dampening"] if is_damped else 1.0
+        return cls.Scalars(decay, momentum, damping, lr)
 
     @staticmethod
     def update(k: Scalars, variant: Any, /, param: Any, g: Any, b: Any, s: Any, t: Any) -> None:
