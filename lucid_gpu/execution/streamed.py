@@ -88,7 +88,7 @@ class _StreamedLaunch(FusedLaunch):
     """A launch for each window of slots, between its way to the device and its way back."""
 
     def __init__(self, work: Work) -> None:
-        self._slots = work.slots  # no copy under way outlives them
+        self._arrays = work.params, work.slots  # what is under way does not outlive them
         self._freights: list[tuple[_Berth, list[_Copy], int]] = []
         super().__init__(work)
         if self._plan is None:

@@ -161,7 +161,7 @@ class FusedOptimizer(Optimizer):
         """
         if self._captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
-        if self._roster is not self._captured or not self._captured.still_holds():
+        if self._roster is not self._captured or not self._captured.still_holds(self):
             raise RuntimeError(
                 "parameters, groups or state have changed since the step was captured: "
                 "capture the graph anew"
@@ -211,7 +211,7 @@ class FusedOptimizer(Optimizer):
 
     def _current_roster(self) -> Roster:
         """Return the roster of this step: the last one if it still holds, else a new one."""
-        if self._roster is None or not self._roster.still_holds():
+        if self._roster is None or not self._roster.still_holds(self):
             self._roster = Roster(self)
         return self._roster
 
@@ -220,7 +220,7 @@ class FusedOptimizer(Optimizer):
 
     def _capture(self) -> None:
         roster = self._roster
-        if roster is None or not roster.still_holds():
+        if roster is None or not roster.still_holds(self):
             raise RuntimeError(
                 "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
                 "one ordinary step, with the same parameters, groups and options, before capturing"

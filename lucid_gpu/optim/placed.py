@@ -175,12 +175,12 @@ class Placed:
         copies.release_when_done()
         self._install(moved)
         self._state_device = None
-        sources = [source for source, _ in pairs]
+        sources, host_memory = [source for source, _ in pairs], self.host_memory
 
         def arrive() -> bool:
             copies.hold_back()
             if copies.are_done:
-                self.host_memory.take_back(sources)
+                host_memory.take_back(sources)
                 return True
             return False
 

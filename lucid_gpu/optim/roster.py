@@ -73,11 +73,10 @@ class Roster:
     """
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
-        self._optimizer = optimizer
         groups = optimizer.param_groups
         self._changes = latest_changes()
         self._is_hosted = optimizer.state_device is not None
-        self._options = self._read_options()
+        self._options = _options(optimizer)
         self._variants = [optimizer.variant_of(group) for group in groups]
         self._groups = list(groups)
         self._params_of = [list(group["params"]) for group in groups]
@@ -88,15 +87,15 @@ class Roster:
         grads = [param.grad for param in self._params]
         self._has_grad = [grad is not None for grad in grads]
         self._is_present = np.array(self._has_grad, np.bool_)
-        items = self._collect(grads)
+        items = self._collect(optimizer, grads)
         by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
         for item in items:
             by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
         _refuse_shared_memory(items)
         self.devices = {device for device, _ in by_kind}
-        self.batches = [self._make_batch(kind, own) for kind, own in by_kind.items()]
+        self.batches = [self._make_batch(optimizer, kind, own) for kind, own in by_kind.items()]
         for batch, own in zip(self.batches, by_kind.values(), strict=True):
-            self._attach_state(batch, own)
+            _attach_state(optimizer, batch, own)
         executors = [batch.executor for batch in self.batches]
         self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
         self._needs_gradients = not self._are_own or any(
@@ -104,14 +103,14 @@ class Roster:
         )
         self._version = optimizer.state.version
 
-    def still_holds(self) -> bool:
+    def still_holds(self, optimizer: FusedOptimizer) -> bool:
         """Say whether the next step can use it too, after taking in gradients that moved."""
-        optimizer = self._optimizer
-        if self._version is not optimizer.state.version or not self._has_same_groups():
+        groups = optimizer.param_groups
+        if self._version is not optimizer.state.version or not self._has_same_groups(groups):
             return False
-        options = self._read_options()
+        options = _options(optimizer)
         if options != self._options:
-            if [optimizer.variant_of(group) for group in optimizer.param_groups] != self._variants:
+            if [optimizer.variant_of(group) for group in groups] != self._variants:
                 return False
             self._options = options
         data, grad = latest_changes()
@@ -137,12 +136,7 @@ class Roster:
                 clock.step += 1
         return result
 
-    def _read_options(self) -> list[Any]:
-        optimizer = self._optimizer
-        return [group[key] for group in optimizer.param_groups for key in optimizer.defaults]
-
-    def _has_same_groups(self) -> bool:
-        groups = self._optimizer.param_groups
+    def _has_same_groups(self, groups: list[dict[str, Any]]) -> bool:
         if not _are_same(groups, self._groups):
             return False
         params_of = [group["params"] for group in groups]
@@ -153,9 +147,8 @@ class Roster:
     def _has_same_data(self) -> bool:
         return all(map(is_, [param.data for param in self._params], self._data))
 
-    def _collect(self, grads: list[Any]) -> list[Item]:
+    def _collect(self, optimizer: FusedOptimizer, grads: list[Any]) -> list[Item]:
         """Return the parameters that have a gradient, or raise if one of them cannot step."""
-        optimizer = self._optimizer
         # Slots in host memory are brought there from wherever they are.
         compared = ("shape", "dtype") if self._is_hosted else ()
         items: list[Item] = []
@@ -181,8 +174,9 @@ class Roster:
         _slots.provide(items, optimizer.host_memory if self._is_hosted else None)
         return items
 
-    def _make_batch(self, kind: tuple[str, np.dtype[Any]], items: list[Item]) -> Batch:
-        optimizer = self._optimizer
+    def _make_batch(
+        self, optimizer: FusedOptimizer, kind: tuple[str, np.dtype[Any]], items: list[Item]
+    ) -> Batch:
         device, dtype = kind
         keys = [(item.group, item.step) for item in items]
         distinct = sorted(set(keys))
@@ -205,14 +199,6 @@ class Roster:
             executor = CudaExecutor(work)
         rows = [Row(optimizer.param_groups[group], Clock(step)) for group, step in distinct]
         return Batch(executor, rows, np.array([item.position for item in items], np.intp))
-
-    def _attach_state(self, batch: Batch, items: list[Item]) -> None:
-        clocks = {(id(row.group), row.clock.step): row.clock for row in batch.rows}
-        for item in items:
-            slots = self._optimizer.state[item.param]
-            group = self._optimizer.param_groups[item.group]
-            slots["step"] = clocks[id(group), item.step]
-            slots.update(item.slots)
 
     def _take_gradients(self) -> bool:
         """Hand the gradients to the executors; False if other parameters have them than before."""
@@ -246,6 +232,19 @@ class Roster:
     def _name(self, position: int) -> str:
         names = [name for group in self._groups for name, _ in named(group)]
         return names[position]
+
+
+def _options(optimizer: FusedOptimizer) -> list[Any]:
+    return [group[key] for group in optimizer.param_groups for key in optimizer.defaults]
+
+
+def _attach_state(optimizer: FusedOptimizer, batch: Batch, items: list[Item]) -> None:
+    clocks = {(id(row.group), row.clock.step): row.clock for row in batch.rows}
+    for item in items:
+        slots = optimizer.state[item.param]
+        group = optimizer.param_groups[item.group]
+        slots["step"] = clocks[id(group), item.step]
+        slots.update(item.slots)
 
 
 def _are_same(now: list[Any], then: list[Any]) -> bool:

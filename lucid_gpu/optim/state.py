@@ -19,27 +19,53 @@ class Clock:
         self.step = step
 
 
+class Watch:
+    """What the slots of a state tell it, without holding it: arrays are freed with the last holder.
+
+    Attributes:
+        version: another object after any slot was set or deleted.
+    """
+
+    def __init__(self) -> None:
+        self.version: object = object()
+        self._arrivals: list[Callable[[], bool]] = []
+
+    def note_change(self) -> None:
+        """Tell who cached what was read that a slot was set or deleted."""
+        self.version = object()
+
+    def expect(self, arrival: Callable[[], bool]) -> None:
+        """See :meth:`State.expect`."""
+        if arrival not in self._arrivals:
+            self._arrivals.append(arrival)
+
+    def settle(self) -> None:
+        """Wait for the arrays that are on their way."""
+        if self._arrivals:
+            self._arrivals = [arrival for arrival in self._arrivals if not arrival()]
+
+
 class Slots(MutableMapping[str, Any]):
     """The named slots of one parameter, such as ``step`` (an int) and ``exp_avg`` (an array)."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._values: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
         if type(value) is Clock:
             return value.step
-        self._state.settle()
+        self._watch.settle()
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._values[name] = value
-        self._state.note_change()
+        self._watch.note_change()
 
     def __delitem__(self, name: str) -> None:
         del self._values[name]
-        self._state.note_change()
+        self._watch.note_change()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -59,12 +85,12 @@ class State(MutableMapping[Any, Slots]):
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[Any, Slots]] = {}
-        self._arrivals: list[Callable[[], bool]] = []
-        self.version: object = object()
+        self._watch = Watch()
 
-    def note_change(self) -> None:
-        """Tell who cached what was read here that a slot was set or deleted."""
-        self.version = object()
+    @property
+    def version(self) -> object:
+        """Another object after any slot was set or deleted."""
+        return self._watch.version
 
     def expect(self, arrival: Callable[[], bool]) -> None:
         """Have a function called before an array is read, because arrays are on their way.
@@ -72,31 +98,25 @@ class State(MutableMapping[Any, Slots]):
         Args:
             arrival: waits for them; it returns whether that needs to be done no more.
         """
-        if arrival not in self._arrivals:
-            self._arrivals.append(arrival)
-
-    def settle(self) -> None:
-        """Wait for the arrays that are on their way."""
-        if self._arrivals:
-            self._arrivals = [arrival for arrival in self._arrivals if not arrival()]
+        self._watch.expect(arrival)
 
     def __getitem__(self, param: Any) -> Slots:
         entry = self._entries.get(id(param))
         if entry is None:
-            entry = self._entries[id(param)] = (param, Slots(self))
+            entry = self._entries[id(param)] = (param, Slots(self._watch))
         return entry[1]
 
     def __setitem__(self, param: Any, values: MutableMapping[str, Any]) -> None:
-        slots = Slots(self)
+        slots = Slots(self._watch)
         slots.update(values)
         self._entries[id(param)] = (param, slots)
-        self.note_change()
+        self._watch.note_change()
 
     def __delitem__(self, param: Any) -> None:
         if param not in self:
             raise KeyError(param)
         del self._entries[id(param)]
-        self.note_change()
+        self._watch.note_change()
 
     def __contains__(self, param: object) -> bool:
         return id(param) in self._entries

@@ -103,6 +103,7 @@ def test_a_step_neither_waits_nor_allocates_after_the_first(emulated):
         optimizer.step()
     assert emulated.record.allocations == emulated.record.synchronizations == 0
     assert len(emulated.record.launches) == 3 * 5
+    optimizer.offload()  # waits, while the gradients are still there
 
 
 @pytest.mark.usefixtures("small_windows")

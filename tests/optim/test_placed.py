@@ -403,3 +403,15 @@ def test_nothing_is_moved_if_there_is_no_memory_for_it(accelerator, monkeypatch)
     for one in (optimizer, twin):
         one.step()
     assert_same(optimizer, twin)
+
+
+@pytest.mark.parametrize("state_device", [None, "host"])
+def test_an_optimizer_that_is_dropped_frees_its_state_at_once(device, state_device):
+    optimizer = trained(device, state_device=state_device)
+    slots = [weakref.ref(array) for array in arrays(optimizer)]
+    gc.disable()
+    try:
+        del optimizer
+        assert all(slot() is None for slot in slots)
+    finally:
+        gc.enable()
