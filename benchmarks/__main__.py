@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = question.run(Options(home, options.quick, seconds))
         except Unavailable as reason:
             print(f"{name}: not on this machine: {reason}")
+            shares -= question.SHARE  # the others take its time
             continue
         recorded = results.to_json(report, command)
         path = results.write(recorded, options.results)

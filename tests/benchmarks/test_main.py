@@ -26,7 +26,7 @@ def question(monkeypatch):
 
 def test_every_module_that_is_a_question_is_found():
     found = command.questions()
-    assert {"step", "host", "memory", "checkpoint"} <= set(found)
+    assert {"step", "host", "memory", "checkpoint", "offload"} <= set(found)
     assert all(name == module.NAME and callable(module.run) for name, module in found.items())
 
 

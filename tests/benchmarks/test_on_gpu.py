@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import host, memory, peers, step
+from benchmarks import host, memory, offload, peers, step
 from benchmarks.clocks import DeviceClock
 from benchmarks.peers import Task
 from benchmarks.protocol import Options
@@ -112,3 +112,12 @@ def test_the_limit_copies_half_of_what_a_step_moves(gpu, monkeypatch):
     task = Task(Workload("", ((9,),)), ADAM, "cuda:0")
     peers.BUILDERS["limit"](task).step()
     assert gpu.copied == [100, 28 * 9 // 2 - 100]
+
+
+def test_offload_measures_both_ways_steps_and_what_other_work_notices(gpu):
+    report = offload.run(QUICK)
+    for metric in (offload.OFFLOAD, offload.RELOAD, offload.STEP, offload.BESIDE):
+        assert set(samples(report, metric)) == {"ours", "limit"}
+    assert {m.contender for m in report.measurements if m.missing} == {"torch, by hand"}
+    step_there = next(m for m in report.measurements if m.metric == offload.STEP)
+    assert step_there.traffic == 16 * step_there.parameters

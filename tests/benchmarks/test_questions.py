@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import host, memory, peers, step
+from benchmarks import host, memory, offload, peers, step
 from benchmarks.plot import save
 from benchmarks.protocol import Measurement, Options, Report, Unavailable
 
@@ -67,6 +67,11 @@ def test_memory_measures_in_a_process_of_its_own(monkeypatch):
     report = memory.run(QUICK)
     assert [(m.unit, len(m.samples)) for m in report.measurements] == [("B", 1)] * 3
     assert all(abs(m.samples[0]) < 16 << 20 for m in report.measurements)
+
+
+def test_offload_is_no_question_for_a_cpu():
+    with pytest.raises(Unavailable, match="on the host already"):
+        offload.run(QUICK)
 
 
 @pytest.mark.parametrize("question", [step, memory], ids=lambda question: question.NAME)
