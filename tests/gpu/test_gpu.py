@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
-from lucid_gpu.execution import cuda
+from lucid_gpu.execution import cuda, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 
@@ -181,3 +183,44 @@ def test_two_gpus_step_together(cp):
     np.testing.assert_array_equal(transfer.to(moved, "cpu"), params[0].numpy()[::-2])
     optimizer.to("cuda:1")
     assert {param.device for param in params} == {"cuda:1"}
+
+
+def test_offload_gives_the_memory_of_the_state_back_and_reload_takes_it_again(cp):
+    optimizer = Adam(make(cp, (1 << 20,) * 4))
+    optimizer.step()
+    pool = cp.get_default_memory_pool()
+    before, state = pool.used_bytes(), 2 * 4 * (4 << 20)
+    for _ in range(2):
+        optimizer.offload()
+        cp.cuda.Device().synchronize()
+        deadline = time.monotonic() + 10
+        while pool.used_bytes() > before - state and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert pool.used_bytes() <= before - state
+        optimizer.reload(block=True)
+        optimizer.step()
+        assert pool.used_bytes() <= before + (1 << 20)
+
+
+def test_offload_and_reload_wait_for_nothing_on_the_device(cp, busy):
+    optimizer = Adam(make(cp, (1 << 20,)))
+    optimizer.step()
+    optimizer.offload(block=True)
+    optimizer.reload(block=True)
+    busy()
+    optimizer.offload()
+    assert not cp.cuda.get_current_stream().done
+    assert optimizer.state_device == "host"
+    optimizer.reload()
+    optimizer.step()
+    cp.cuda.get_current_stream().synchronize()
+
+
+def test_a_step_with_its_state_on_the_host_needs_a_few_windows_of_device_memory(cp):
+    optimizer = Adam(make(cp, (1 << 26,)), state_device="host")
+    pool = cp.get_default_memory_pool()
+    before = pool.used_bytes()
+    for _ in range(2):
+        optimizer.step()
+        grown = pool.used_bytes() - before
+        assert grown < streamed.BERTHS * streamed.WINDOW_BYTES + (4 << 20)

@@ -54,6 +54,20 @@ def test_it_counts_the_launches_of_a_gpu(capsys):
     assert "1 launch of 3 blocks for 2 contiguous tensors: fused_step<float, " in text
 
 
+@pytest.mark.usefixtures("emulated")
+def test_it_says_what_crosses_the_link_when_the_state_is_on_the_host(capsys):
+    xp = device.module("cuda")
+    own = [trained(xp.ones(9, xp.float32), "w"), trained(np.ones(4, np.float32), "b")]
+    Adam(own, state_device="host").explain()
+    text = capsys.readouterr().out
+    assert "1 launch for each 32 MiB of slots for 1 contiguous tensors: fused_step<float" in text
+    assert text.count("of which 8 come from the host, and as many return") == 1
+    SGD(own, state_device="host").explain()
+    text = capsys.readouterr().out
+    assert "1 launch of 1 blocks" in text
+    assert "from the host" not in text
+
+
 def test_bad_options_are_refused():
     optimizer = Adam([trained(np.ones(4), "w")])
     optimizer.param_groups[0]["lr"] = -1
