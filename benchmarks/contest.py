@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import peers
@@ -28,9 +28,10 @@ class Contest:
         label: what the table calls the work.
         workload: the tensors.
         rule: the optimizer.
-        contenders: by the names of :data:`benchmarks.peers.BUILDERS`.
+        contenders: by the names of ``builders``.
         skipped: contenders that are not tried, and why.
         sets: how many sets of gradients there are.
+        builders: what makes each contender.
     """
 
     label: str
@@ -39,6 +40,9 @@ class Contest:
     contenders: Sequence[str]
     skipped: dict[str, str] = field(default_factory=dict)
     sets: int = 1
+    builders: Mapping[str, Callable[[Task], Contender]] = field(
+        default_factory=lambda: peers.BUILDERS
+    )
 
 
 Samplers = Callable[[str, Contender], dict[str, Sample]]
@@ -67,7 +71,7 @@ def hold(
             result.append(Measurement(contest.label, name, [], missing=missing))
             continue
         try:
-            own = samplers(name, peers.BUILDERS[name](task))
+            own = samplers(name, contest.builders[name](task))
         except Unavailable as reason:
             result.append(Measurement(contest.label, name, [], missing=str(reason)))
         except FAILURES as error:

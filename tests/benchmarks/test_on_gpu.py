@@ -6,11 +6,12 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import host, memory, offload, peers, step
+from benchmarks import host, kernel, memory, offload, peers, step
 from benchmarks.clocks import DeviceClock
 from benchmarks.peers import Task
 from benchmarks.protocol import Options
 from benchmarks.workloads import ADAM, MOMENTUM, Workload
+from lucid_gpu.optim import Adam
 from tests.emulation import arrays
 
 QUICK = Options("cuda:0", quick=True, seconds=0.5)
@@ -121,3 +122,26 @@ def test_offload_measures_both_ways_steps_and_what_other_work_notices(gpu):
     assert {m.contender for m in report.measurements if m.missing} == {"torch, by hand"}
     step_there = next(m for m in report.measurements if m.metric == offload.STEP)
     assert step_there.traffic == 16 * step_there.parameters
+
+
+def test_kernel_compares_all_variations(gpu):
+    report = kernel.run(QUICK)
+    assert set(samples(report, "device")) == {*kernel.VARIATIONS, "limit"}
+    assert not any(m.missing for m in report.measurements)
+    assert "ours, plain loads, Adam: 32 registers, 0 bytes spilled" in report.notes
+
+
+def test_a_variation_of_the_kernel_steps_alike(gpu):
+    def stepped(variation):
+        task = Task(Workload("", ((3, 4), (9001,))), ADAM, "cuda:0")
+        contender = kernel.Varied(task, variation, {}, "")
+        contender.step()
+        return np.concatenate([param.get().ravel() for param in task.params])
+
+    for variation in kernel.VARIATIONS.values():
+        np.testing.assert_array_equal(stepped(variation), stepped(kernel.Variation()))
+
+
+def test_a_part_of_the_kernel_that_is_gone_cannot_be_replaced():
+    with pytest.raises(ValueError, match="the kernel has no 'gone' to replace"):
+        kernel.Variation({"gone": ""}).text(Adam)

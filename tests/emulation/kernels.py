@@ -41,6 +41,9 @@ class RawModule:
 class RawKernel:
     """A kernel that is launched on a grid of blocks of threads."""
 
+    num_regs = 32
+    local_size_bytes = 0
+
     def __init__(self, name: str, function) -> None:
         self._name, self._function = name, function
         self._function.restype = ctypes.c_bool
