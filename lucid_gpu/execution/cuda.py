@@ -205,6 +205,7 @@ class _Table:
         self.device = cp.zeros(nbytes, np.uint8)
         _release_stages()
         self._stages = [transfer.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
+        self._addresses = [stage.ctypes.data for stage in self._stages]  # each look takes a µs
         self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
         self._uploads = 0
         retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
@@ -215,10 +216,9 @@ class _Table:
         turn = self._uploads % STAGES
         if self._uploads >= STAGES:
             self._read[turn].synchronize()
-        stage = self._stages[turn]
-        stage[:nbytes] = self.host[:nbytes]
+        self._stages[turn][:nbytes] = self.host[:nbytes]
         stream = device.cupy().cuda.get_current_stream()
-        self.device.data.copy_from_host_async(stage.ctypes.data, nbytes, stream)
+        self.device.data.copy_from_host_async(self._addresses[turn], nbytes, stream)
         self._read[turn].record(stream)
         self._uploads += 1
 

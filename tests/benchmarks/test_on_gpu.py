@@ -11,7 +11,6 @@ from benchmarks.clocks import DeviceClock
 from benchmarks.peers import Task
 from benchmarks.protocol import Options
 from benchmarks.workloads import ADAM, MOMENTUM, Workload
-from lucid_gpu.optim import Adam
 from tests.emulation import arrays
 
 QUICK = Options("cuda:0", quick=True, seconds=0.5)
@@ -140,8 +139,3 @@ def test_a_variation_of_the_kernel_steps_alike(gpu):
 
     for variation in kernel.VARIATIONS.values():
         np.testing.assert_array_equal(stepped(variation), stepped(kernel.Variation()))
-
-
-def test_a_part_of_the_kernel_that_is_gone_cannot_be_replaced():
-    with pytest.raises(ValueError, match="the kernel has no 'gone' to replace"):
-        kernel.Variation({"gone": ""}).text(Adam)
