@@ -112,7 +112,8 @@ class FusedOptimizer(Optimizer):
         """Update every parameter that has a gradient: one kernel launch per device and dtype.
 
         On a stream that records a CUDA graph, the launch is recorded instead and nothing steps;
-        see :meth:`before_replay`.
+        see :meth:`before_replay`. While the state is in host memory, there is a launch for each
+        window of it.
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, before the update.
