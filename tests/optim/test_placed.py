@@ -10,9 +10,12 @@ import weakref
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lucid_gpu import Parameter, checkpoint, transfer
 from lucid_gpu import device as _device
+from lucid_gpu.execution import streamed
 from lucid_gpu.optim import SGD, Adam, Optimizer, OptimizerStub
 from tests import rules
 from tests.emulation.machine import Record
@@ -36,11 +39,18 @@ def trained(device, sizes=(5, 4099), **options):
     return optimizer
 
 
+def assert_same_state(optimizer, twin):
+    for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
+        slots = dict(twin.state.get(theirs, {}))
+        assert set(optimizer.state.get(ours, {})) == set(slots)
+        for name, value in slots.items():
+            np.testing.assert_array_equal(host(optimizer.state[ours][name]), host(value))
+
+
 def assert_same(optimizer, twin):
     for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
-    for ours, theirs in zip(arrays(optimizer), arrays(twin), strict=True):
-        np.testing.assert_array_equal(host(ours), host(theirs))
+    assert_same_state(optimizer, twin)
 
 
 @pytest.fixture
@@ -321,11 +331,6 @@ def test_a_state_dict_is_the_same(accelerator):
     assert_same_state(other, twin)
 
 
-def assert_same_state(optimizer, twin):
-    for ours, theirs in zip(arrays(optimizer), arrays(twin), strict=True):
-        np.testing.assert_array_equal(host(ours), host(theirs))
-
-
 def test_what_is_loaded_while_offloaded_stays_on_the_host(accelerator):
     saved = trained("cpu").state_dict()
     optimizer, twin = Adam(make(accelerator), state_device="host"), Adam(make("cpu"))
@@ -415,3 +420,44 @@ def test_an_optimizer_that_is_dropped_frees_its_state_at_once(device, state_devi
         assert all(slot() is None for slot in slots)
     finally:
         gc.enable()
+
+
+def step_some(optimizer):
+    """Step with another gradient for each parameter, and none for one of them."""
+    params = optimizer._params()
+    number = sum(optimizer.state[param].get("step", 0) for param in params)
+    set_gradients(params, number)
+    params[number % len(params)].grad = None
+    optimizer.step()
+
+
+MOVES = {
+    "step": step_some,
+    "offload": lambda optimizer: optimizer.offload(),
+    "offload and wait": lambda optimizer: optimizer.offload(block=True),
+    "reload": lambda optimizer: optimizer.reload(),
+    "reload and wait": lambda optimizer: optimizer.reload(block=True),
+    "load": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+    "to the CPU": lambda optimizer: optimizer.to("cpu"),
+    "to a GPU": lambda optimizer: optimizer.to("cuda:0"),
+    "to the other GPU": lambda optimizer: optimizer.to("cuda:1"),
+}
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(moves=st.lists(st.sampled_from(["step", *MOVES]), min_size=3, max_size=12))
+def test_any_sequence_of_moves_and_steps_on_a_late_device(emulated, monkeypatch, moves):
+    monkeypatch.setattr(streamed, "WINDOW_BYTES", 2 * 4 * 4096)
+    emulated.lazy = True
+    sizes = (5, 9000, 20_000)
+    optimizer, twin = Adam(make("cuda:0", sizes)), Adam(make("cpu", sizes))
+    for move in moves:
+        MOVES[move](optimizer)
+        if move == "step":
+            step_some(twin)
+    assert_same(optimizer, twin)
