@@ -29,9 +29,11 @@ class Copies:
     Args:
         pairs: source and target of each: one is on a device, the other in pinned memory; they are
             contiguous in the same order, and have the same number of bytes.
+        keep: True keeps the arrays until all have arrived, whoever lets go of them, and no longer.
+            The pools of CuPy would hand out their memory while it is still read or written.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Array, Array]]) -> None:
+    def __init__(self, pairs: Iterable[tuple[Array, Array]], keep: bool = False) -> None:
         self._pairs: dict[str, list[tuple[Array, Array]]] = {}
         for source, target in pairs:
             if source.nbytes:
@@ -39,19 +41,29 @@ class Copies:
                 self._pairs.setdefault(home, []).append((source, target))
         self._streams: dict[str, Any] = {}
         self._arrived: dict[str, Any] = {}
-        for home, own in self._pairs.items():
+        # Words that are written behind the last copies: who looks at them disturbs no graph that
+        # another thread captures, as asking for the state of an event would.
+        self._marks: dict[str, tuple[Array, np.ndarray[Any, Any]]] = {}
+        for home in self._pairs:  # what may fail comes before the first copy
             with _device.on(home):
-                cuda = _device.cupy().cuda
-                self._streams[home] = stream = cuda.Stream(non_blocking=True)
-                stream.wait_event(cuda.get_current_stream().record())
-                for source, target in own:
-                    _copy(source, target, stream)
-                self._arrived[home] = stream.record()
+                cp = _device.cupy()
+                self._streams[home] = cp.cuda.Stream(non_blocking=True)
+                self._marks[home] = cp.empty(1, np.uint32), transfer.pinned((1,), np.uint32)
+                self._marks[home][1][0] = 0
+        try:
+            for home in self._pairs:
+                self._launch(home)
+            if keep and self._pairs:
+                threading.Thread(target=self._release, daemon=True).start()
+        except BaseException:
+            for stream in self._streams.values():
+                stream.synchronize()
+            raise
 
     @property
     def are_done(self) -> bool:
         """Whether all of them have arrived."""
-        return all(event.done for event in self._arrived.values())
+        return all(word[0] for _, word in self._marks.values())
 
     def wait(self) -> bool:
         """Wait until all have arrived, and let go of the arrays; True, for then they have."""
@@ -66,27 +78,18 @@ class Copies:
             with _device.on(home):
                 _device.cupy().cuda.get_current_stream().wait_event(event)
 
-    def release_when_done(self) -> None:
-        """Keep the arrays until all have arrived, whoever lets go of them, and no longer.
+    def _launch(self, home: str) -> None:
+        stream, (mark, word) = self._streams[home], self._marks[home]
+        with _device.on(home):
+            stream.wait_event(_device.cupy().cuda.get_current_stream().record())
+            for source, target in self._pairs[home]:
+                _copy(source, target, stream)
+            mark.data.memset_async(1, mark.nbytes, stream)
+            _copy(mark, word, stream)
+            self._arrived[home] = stream.record()
 
-        The pools of CuPy would hand out their memory while it is still read or written. A thread
-        watches pinned words that are written behind the last copies: asking for the state of an
-        event instead would break a graph that another thread captures.
-        """
-        marks: list[tuple[Array, np.ndarray[Any, Any]]] = []
-        for home, stream in self._streams.items():
-            with _device.on(home):
-                cp = _device.cupy()
-                done, word = cp.ones(1, np.uint32), transfer.pinned((1,), np.uint32)
-                word[0] = 0
-                stream.wait_event(cp.cuda.get_current_stream().record())
-                _copy(done, word, stream)
-                marks.append((done, word))
-        if marks:
-            threading.Thread(target=self._watch, args=(marks,), daemon=True).start()
-
-    def _watch(self, marks: list[tuple[Array, np.ndarray[Any, Any]]]) -> None:
-        while not all(word[0] for _, word in marks):
+    def _release(self) -> None:
+        while not self.are_done:
             time.sleep(POLL_SECONDS)
         self._pairs.clear()
 

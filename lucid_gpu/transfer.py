@@ -7,6 +7,7 @@ or empties one while the device copies the other, and no more than two are ever 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +38,24 @@ def pinned_block(nbytes: int) -> np.ndarray[Any, Any]:
 
     For what is large and stays: CuPy's pool, where :func:`pinned` takes its memory, rounds sizes up
     to powers of two.
+
+    Raises:
+        MemoryError: the system has no such memory.
     """
-    cuda = _device.cupy().cuda
-    memory = cuda.PinnedMemory(nbytes, cuda.runtime.hostAllocPortable)
-    return np.ndarray((nbytes,), np.uint8, cuda.PinnedMemoryPointer(memory, 0))
+    cp = _device.cupy()
+    allocate = functools.partial(cp.cuda.PinnedMemory, nbytes, cp.cuda.runtime.hostAllocPortable)
+    try:
+        memory = allocate()
+    except cp.cuda.runtime.CUDARuntimeError:
+        cp.get_default_pinned_memory_pool().free_all_blocks()
+        try:
+            memory = allocate()
+        except cp.cuda.runtime.CUDARuntimeError as error:
+            raise MemoryError(
+                f"{nbytes / 2**30:.1f} GiB of page-locked host memory cannot be had ({error}): "
+                "free host memory, or raise the limits of this process or container"
+            ) from error
+    return np.ndarray((nbytes,), np.uint8, cp.cuda.PinnedMemoryPointer(memory, 0))
 
 
 def is_pinned(array: np.ndarray[Any, Any]) -> bool:

@@ -29,8 +29,9 @@ BERTHS = 3
 class StreamedExecutor(CudaExecutor):
     """Steps CuPy arrays of one device whose slots are NumPy arrays in pinned memory.
 
-    The link to the host is used in both directions at once. A step returns when all is launched;
-    the slots on the host are whole again after :meth:`arrive`.
+    The link to the host is used in both directions at once. A step returns when all is launched,
+    but waits for each tensor that is not contiguous; the slots on the host are whole again after
+    :meth:`arrive`.
     """
 
     def capture(self) -> None:

@@ -84,6 +84,8 @@ def _batch_lines(
             lines.append(f"    of which {crossing} come from the host, and as many return")
     if strided:
         cost = "updated along their strides" if device == "cpu" else "1 launch each"
+        if device != "cpu" and optimizer.state_device is not None:
+            cost += ", and the host waits for each"
         lines.append(f"  {len(strided)} tensors are not contiguous, {cost}:")
         lines += [
             f"    {tensor.name!r}: {' and '.join(tensor.strided)}; store a contiguous copy"

@@ -81,11 +81,11 @@ class Hooked:
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
             if self._is_stepping:  # a subclass's step that calls super().step() is one step
                 return func(self, *args, **kwargs)
-            self.require_ready()
             self._is_stepping = True
             try:
                 for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
                     args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
+                self.require_ready()
                 result = func(self, *args, **kwargs)
                 for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
                     hook(self, args, kwargs)

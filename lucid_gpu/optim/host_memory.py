@@ -11,38 +11,35 @@ import numpy as np
 
 from lucid_gpu import transfer
 
-Block = np.ndarray[Any, Any]
-
 
 class HostMemory:
-    """Lends pinned memory to slots, and keeps for the next time what it gets back.
+    """Lends pinned memory to slots, and keeps for the next time what nobody uses any more.
 
-    Arrays that are lent together lie side by side in one block, so that one copy moves many.
+    Arrays that are lent together lie side by side in one block, so that one copy moves many. The
+    block comes back with the last of them, a copy under way or a user's view included.
     """
 
     def __init__(self) -> None:
-        self._spare: list[Block] = []
-        self._own: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
+        self._spare: list[np.ndarray[Any, Any]] = []
 
     def lend(self, arrays: Sequence[Any]) -> list[Any]:
         """Return uninitialized host arrays of the shapes, dtypes and layouts of the given ones."""
         ends = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
-        block = self._block(max(ends[-1], 1))
-        places = [block[start:stop] for start, stop in pairwise(ends)]
+        lease = self._lease(max(ends[-1], 1))
+        places = [lease[start:stop] for start, stop in pairwise(ends)]
         return [
             place.view(array.dtype).reshape(array.shape, order=transfer.layout(array))
             for array, place in zip(arrays, places, strict=True)
         ]
 
-    def take_back(self, arrays: Sequence[Any]) -> None:
-        """Take back the blocks in which some arrays lie, if they were lent here."""
-        keys = dict.fromkeys(id(array.base) for array in arrays)
-        self._spare += [self._own[key] for key in keys if key in self._own]
+    def trim(self) -> None:
+        """Give memory that is not lent back to the system."""
+        self._spare.clear()
 
-    def _block(self, nbytes: int) -> Block:
-        for position, block in enumerate(self._spare):
-            if block.nbytes == nbytes:
-                return self._spare.pop(position)
-        block = transfer.pinned_block(nbytes)
-        self._own[id(block)] = block
-        return block
+    def _lease(self, nbytes: int) -> np.ndarray[Any, Any]:
+        fitting = (i for i, block in enumerate(self._spare) if block.nbytes == nbytes)
+        position = next(fitting, None)
+        block = transfer.pinned_block(nbytes) if position is None else self._spare.pop(position)
+        lease = np.frombuffer(block.data, np.uint8)  # the base of all views of it
+        weakref.finalize(lease, self._spare.append, block).atexit = False
+        return lease

@@ -241,9 +241,10 @@ class Optimizer(Placed, Hooked):
         """Load a state dict: state, and the options of each group. All of it, or nothing.
 
         Parameters are matched by name where both sides have names, else by position. Arrays are
-        copied to the device of their parameter and keep their dtype. Saved options replace the
-        present ones; those the dict lacks stay. A ``torch.optim`` state dict is understood too;
-        its ``amsgrad=True`` becomes ``amsgrad="raw"``.
+        copied to the device of their parameter, or to the host if the state is there, and keep
+        their dtype. Saved options replace the present ones; those the dict lacks stay. A
+        ``torch.optim`` state dict is understood too; its ``amsgrad=True`` becomes
+        ``amsgrad="raw"``.
 
         Args:
             state_dict: what :meth:`state_dict` returned; it is not changed.

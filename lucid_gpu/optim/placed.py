@@ -120,8 +120,8 @@ class Placed:
         self._refuse_capture("offload")
         groups: dict[tuple[str, Any, str], dict[int, Any]] = {}
 
-        def collect(_param: Any, name: str, array: Any) -> Any:
-            if _device.is_cupy(array):
+        def collect(param: Any, name: str, array: Any) -> Any:
+            if _device.is_cupy(array) and _home(param) != "cpu":
                 key = (_device.of(array), array.dtype, name)
                 groups.setdefault(key, {})[id(array)] = array
             return array
@@ -130,15 +130,15 @@ class Placed:
         targets: dict[int, Any] = {}
         for own in groups.values():
             targets |= zip(own, self.host_memory.lend(list(own.values())), strict=True)
-        copies = Copies(
+        self.host_memory.trim()
+        pairs = [
             (contiguous(array, transfer.layout(array)), targets[key])
             for own in groups.values()
             for key, array in own.items()
-        )
-        copies.release_when_done()
+        ]
+        copies = Copies(pairs, keep=True)
         self._install(self._moved(lambda _param, _name, array: targets.get(id(array), array)))
         self._state_device = HOST
-
         if block:
             copies.wait()
         else:
@@ -148,7 +148,9 @@ class Placed:
         """Bring the state of parameters on GPUs back to them: the reverse of :meth:`offload`.
 
         The copies run beside the current streams, after what is on them now; whoever needs the
-        state, such as the next step, comes after them without holding the host.
+        state, such as the next step, comes after them without holding the host. The host waits for
+        an :meth:`offload` or a step that is still under way, and for state that was loaded since,
+        which is not pinned.
 
         Args:
             block: True waits until the copies are done.
@@ -158,32 +160,25 @@ class Placed:
         """
         self._refuse_capture("reload")
         pairs: list[tuple[Any, Any]] = []
+        targets: dict[int, Any] = {}
 
         def fetch(param: Any, _name: str, array: Any) -> Any:
             home = _home(param)
             if home == "cpu" or _device.is_cupy(array):
                 return array
-            if not (array.size and _is_dense(array) and transfer.is_pinned(array)):
-                return transfer.copy(array, home)
-            with _device.on(home):
-                order = transfer.layout(array)
-                pairs.append((array, _device.cupy().empty(array.shape, array.dtype, order=order)))
-            return pairs[-1][1]
+            if id(array) not in targets:
+                targets[id(array)] = _room_for(array, home, pairs)
+            return targets[id(array)]
 
         self._forget_arrays()
         moved = self._moved(fetch)
-        copies = Copies(pairs)
-        copies.release_when_done()
+        copies = Copies(pairs, keep=True)
         self._install(moved)
         self._state_device = None
-        sources, host_memory = [source for source, _ in pairs], self.host_memory
 
         def arrive() -> bool:
             copies.hold_back()
-            if copies.are_done:
-                host_memory.take_back(sources)
-                return True
-            return False
+            return copies.are_done
 
         self.state.expect(arrive)
         if block:
@@ -191,9 +186,17 @@ class Placed:
 
     def require_ready(self) -> None:
         """Raise RuntimeError if the state is where a step cannot use it."""
-        if self._state_device != HOST or self.streams_state:
+        if self.streams_state or self._state_device != HOST:
             return
-        if any(_home(param) != "cpu" and self.state.get(param) for param in self._params()):
+        away = []
+
+        def note(param: Any, name: str, array: Any) -> Any:
+            if _home(param) != "cpu" and not _device.is_cupy(array):
+                away.append(name)
+            return array
+
+        self._moved(note)
+        if away:
             raise RuntimeError(
                 f"the state of this {type(self).__name__} is in host memory: "
                 "call reload() before step()"
@@ -208,17 +211,18 @@ class Placed:
 
     def _moved(self, move: Callable[[Any, str, Any], Any]) -> list[tuple[Slots, dict[str, Any]]]:
         """Return what each slot will hold, with ``move(param, slot, array)`` for its arrays."""
-        return [
-            (
-                slots,
-                {
-                    name: copy_tree(value, partial(move, param, name), name)
-                    for name, value in slots.items()
-                    if name != "step"
-                },
-            )
-            for param, slots in self.state.items()
-        ]
+        with self.state.settled():
+            return [
+                (
+                    slots,
+                    {
+                        name: copy_tree(value, partial(move, param, name), name)
+                        for name, value in slots.items()
+                        if name != "step"
+                    },
+                )
+                for param, slots in self.state.items()
+            ]
 
     def _install(self, moved: list[tuple[Slots, dict[str, Any]]]) -> None:
         self._forget_arrays()
@@ -232,6 +236,17 @@ class Placed:
 def _home(param: Any) -> str:
     array = _device.as_array(param.data)
     return "cpu" if array is None else _device.of(array)
+
+
+def _room_for(array: np.ndarray[Any, Any], home: str, pairs: list[tuple[Any, Any]]) -> Any:
+    """Return a device array for a host array, with its values or noted in ``pairs`` to get them."""
+    if not (array.size and _is_dense(array) and transfer.is_pinned(array)):
+        return transfer.copy(array, home)
+    with _device.on(home):
+        order = transfer.layout(array)
+        target = _device.cupy().empty(array.shape, array.dtype, order=order)
+    pairs.append((array, target))
+    return target
 
 
 def _is_dense(array: np.ndarray[Any, Any]) -> bool:

@@ -87,7 +87,8 @@ class Roster:
         grads = [param.grad for param in self._params]
         self._has_grad = [grad is not None for grad in grads]
         self._is_present = np.array(self._has_grad, np.bool_)
-        items = self._collect(optimizer, grads)
+        with optimizer.state.settled():
+            items = self._collect(optimizer, grads)
         by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
         for item in items:
             by_kind.setdefault((_device.of(item.data), item.data.dtype), []).append(item)
@@ -149,8 +150,6 @@ class Roster:
 
     def _collect(self, optimizer: FusedOptimizer, grads: list[Any]) -> list[Item]:
         """Return the parameters that have a gradient, or raise if one of them cannot step."""
-        # Slots in host memory are brought there from wherever they are.
-        compared = ("shape", "dtype") if self._is_hosted else ()
         items: list[Item] = []
         position = -1
         for number, group in enumerate(optimizer.param_groups):
@@ -162,6 +161,9 @@ class Roster:
                 data = _trainable(name, self._data[position])
                 grad = _as_array(grads[position])
                 _require(misfits(f"the gradient of parameter {name!r}", grad, data))
+                # A slot of a parameter on a GPU is brought to the host from wherever it is.
+                is_brought = self._is_hosted and _device.of(data) != "cpu"
+                compared = ("shape", "dtype") if is_brought else ()
                 kept = optimizer.state.get(param, {})
                 slots = {slot: kept.get(slot) for slot in used}
                 for slot, array in slots.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -43,6 +44,16 @@ class Watch:
         """Wait for the arrays that are on their way."""
         if self._arrivals:
             self._arrivals = [arrival for arrival in self._arrivals if not arrival()]
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """See :meth:`State.settled`."""
+        self.settle()
+        arrivals, self._arrivals = self._arrivals, []
+        try:
+            yield
+        finally:
+            self._arrivals += arrivals
 
 
 class Slots(MutableMapping[str, Any]):
@@ -99,6 +110,10 @@ class State(MutableMapping[Any, Slots]):
             arrival: waits for them; it returns whether that needs to be done no more.
         """
         self._watch.expect(arrival)
+
+    def settled(self) -> contextlib.AbstractContextManager[None]:
+        """Wait for arrays that are on their way once, for all that are read in a ``with`` block."""
+        return self._watch.settled()
 
     def __getitem__(self, param: Any) -> Slots:
         entry = self._entries.get(id(param))

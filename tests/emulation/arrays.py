@@ -37,6 +37,9 @@ class MemoryPointer:
         MACHINE.record.downloads.append(size)
         self._submit(lambda: ctypes.memmove(mem, self.ptr, size), stream)
 
+    def memset_async(self, value: int, size: int, stream=None) -> None:
+        self._submit(lambda: ctypes.memset(self.ptr, value, size), stream)
+
     def _submit(self, work, stream) -> None:
         (stream or get_current_stream()).submit(work)
 

@@ -17,6 +17,7 @@ from lucid_gpu import Parameter, checkpoint, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.execution import streamed
 from lucid_gpu.optim import SGD, Adam, Optimizer, OptimizerStub
+from lucid_gpu.overlap import Copies
 from tests import rules
 from tests.emulation.machine import Record
 from tests.execution.test_cuda import make, set_gradients
@@ -209,14 +210,57 @@ def test_every_stream_that_reads_after_reload_waits_for_the_copies(emulated):
         np.testing.assert_array_equal(seen[0], values)
 
 
-def test_host_memory_is_kept_for_the_next_time(emulated, released):
+@pytest.fixture
+def blocks(emulated, monkeypatch):
+    """The sizes of the blocks of pinned memory that are allocated."""
+    sizes, allocate = [], transfer.pinned_block
+    monkeypatch.setattr(
+        transfer, "pinned_block", lambda nbytes: sizes.append(nbytes) or allocate(nbytes)
+    )
+    return sizes
+
+
+def test_host_memory_is_kept_for_the_next_time(blocks, released):
     optimizer = trained("cuda:0")
+    for _ in range(3):
+        optimizer.offload(block=True)
+        optimizer.reload(block=True)
+        released()
+        optimizer.step()
+    assert len(blocks) == 2
+
+
+def test_host_memory_that_fits_no_more_is_given_back(blocks, released):
+    optimizer = trained("cuda:0")
+    for size in (7, 8, 9):
+        optimizer.offload(block=True)
+        assert optimizer.host_memory._spare == []
+        optimizer.reload(block=True)
+        released()
+        (param,) = make("cuda:0", (size,))
+        optimizer.add_param_group({"params": [param]})
+        optimizer.step()
+
+
+@pytest.mark.parametrize("holder", ["a user", "a parameter that moved to the CPU"])
+def test_host_memory_is_not_lent_again_while_it_is_in_use(emulated, released, holder):
+    optimizer = trained("cuda:0", (6, 6))
     optimizer.offload(block=True)
-    first = {array.ctypes.data for array in arrays(optimizer)}
+    if holder != "a user":
+        optimizer._params()[1].to("cpu")
+    kept = optimizer.state[optimizer._params()[1]]["exp_avg"]
+    before = kept.copy()
     optimizer.reload(block=True)
+    released()
+    set_gradients(optimizer._params(), 5)
     optimizer.step()
+    if holder != "a user":
+        before = kept.copy()
+        optimizer.add_param_group({"params": make("cuda:0", (6,))})
+        optimizer._params()[1].grad = None
+        optimizer.step()
     optimizer.offload(block=True)
-    assert {array.ctypes.data for array in arrays(optimizer)} == first
+    np.testing.assert_array_equal(kept, before)
 
 
 def test_a_block_that_is_still_read_is_not_lent_again(emulated):
@@ -310,6 +354,62 @@ def test_an_optimizer_of_ones_own_steps_on_the_cpu_as_ever():
     optimizer = Momentum(make("cpu"))
     optimizer.offload()
     optimizer.step()
+
+
+def test_an_optimizer_of_ones_own_that_has_no_state_yet_steps_on(accelerator):
+    optimizer = Momentum(make(accelerator))
+    optimizer.offload()
+    optimizer.step()
+    optimizer.step()
+
+
+def test_a_hook_may_bring_the_state_back(accelerator):
+    optimizer = Momentum(make(accelerator))
+    optimizer.step()
+    optimizer.offload()
+    optimizer.register_step_pre_hook(lambda own, args, kwargs: own.reload())
+    optimizer.step()
+
+
+def test_an_array_in_two_slots_stays_one(accelerator):
+    (param,) = make(accelerator, (4,))
+    optimizer = Momentum([param])
+    optimizer.state[param]["a"] = shared = transfer.copy(np.ones(3), accelerator)
+    optimizer.state[param]["b"] = [shared]
+    for move in (optimizer.offload, optimizer.reload):
+        move()
+        assert optimizer.state[param]["a"] is optimizer.state[param]["b"][0]
+
+
+def test_state_of_what_is_on_no_gpu_stays_where_it_is(accelerator):
+    text = Parameter("prompt")
+    optimizer = OptimizerStub([text])
+    optimizer.state[text]["embedding"] = embedding = transfer.copy(np.ones(3), accelerator)
+    optimizer.offload()
+    assert optimizer.state[text]["embedding"] is embedding
+
+
+@pytest.mark.parametrize("state_device", [None, "host"])
+def test_a_slot_on_a_gpu_for_a_parameter_on_the_cpu_is_refused(accelerator, state_device):
+    (param,) = make("cpu", (4,))
+    optimizer = SGD([param], momentum=0.9, state_device=state_device)
+    optimizer.step()
+    optimizer.state[param]["momentum_buffer"] = transfer.copy(np.ones(4, np.float32), accelerator)
+    with pytest.raises(ValueError, match=r"optimizer.to\(device\) moves all"):
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 1
+
+
+def test_the_first_step_after_reload_waits_once_for_all_slots(emulated, monkeypatch):
+    optimizer = trained("cuda:0", (3,) * 50)
+    optimizer.offload(block=True)
+    emulated.lazy = True
+    optimizer.reload()
+    waits = []
+    hold_back = Copies.hold_back
+    monkeypatch.setattr(Copies, "hold_back", lambda own: waits.append(own) or hold_back(own))
+    optimizer.step()
+    assert len(waits) < 5
 
 
 def test_a_stub_has_nothing_to_move(accelerator):
