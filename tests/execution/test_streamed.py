@@ -65,6 +65,8 @@ def test_variants_with_and_without_slots_step_together(accelerator, rng):
     groups = [
         ({"momentum": 0.0}, [tensor(rng, (9000,), "float32")]),
         ({"momentum": 0.9}, [tensor(rng, (20_000,), "float32"), tensor(rng, (5,), "float32")]),
+        ({"momentum": 0.0}, [tensor(rng, (3,), "float32")]),  # a gap between neighbours
+        ({"momentum": 0.9}, [tensor(rng, (7,), "float32")]),
     ]
     assert_equal_on_both(partial(SGD, state_device="host"), groups, accelerator)
 

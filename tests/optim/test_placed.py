@@ -119,6 +119,16 @@ def test_layouts_are_kept(accelerator):
         assert [transfer.layout(array) for array in arrays(optimizer)] == before
 
 
+def test_a_strided_slot_in_pinned_memory_is_brought_back_as_it_is_seen(accelerator):
+    (param,) = make(accelerator, (5,))
+    optimizer = SGD([param], momentum=0.9, state_device="host")
+    memory = transfer.pinned_block(40).view(np.float32)
+    memory[:] = np.arange(10)
+    optimizer.state[param].update(step=1, momentum_buffer=memory[::2])
+    optimizer.reload()
+    assert host(optimizer.state[param]["momentum_buffer"]).tolist() == [0, 2, 4, 6, 8]
+
+
 def test_offload_frees_device_memory_when_the_copies_are_done_and_not_before(emulated, released):
     optimizer = trained("cuda:0")
     slots = [weakref.ref(array) for array in arrays(optimizer)]
