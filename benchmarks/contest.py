@@ -72,13 +72,12 @@ def hold(
             continue
         try:
             own = samplers(name, contest.builders[name](task))
-        except Unavailable as reason:
-            result.append(Measurement(contest.label, name, [], missing=str(reason)))
+        except Unavailable as error:
+            result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
         except FAILURES as error:
             if name == OURS:
                 raise
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            result.append(Measurement(contest.label, name, [], missing=text))
+            result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
         else:
             takers |= {(name, metric): sample for metric, sample in own.items()}
     samples = interleaved(
@@ -114,6 +113,13 @@ def hold_all(
         seconds = (deadline - time.monotonic()) / (len(contests) - done)
         result += hold(contest, options, seconds, samplers)
     return result
+
+
+def why_missing(error: Exception) -> str:
+    """Return in one line why a contender has no samples."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def wall(name: str, contender: Contender) -> dict[str, Sample]:  # noqa: ARG001 - as others

@@ -81,10 +81,8 @@ def _measure(
             len(row.samples) < MOST_SAMPLES and not options.quick and time.monotonic() < deadline
         ):
             row.samples.append(float(peak(name, workload, options.device)))
-    except Unavailable as reason:
-        row.missing = str(reason)
-    except contest.FAILURES as error:
-        row.missing = f"{type(error).__name__}: {error}".splitlines()[0]
+    except (Unavailable, *contest.FAILURES) as error:
+        row.missing = contest.why_missing(error)
     return row
 
 

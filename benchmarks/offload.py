@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import contest, workloads
+from benchmarks.memory import STATE_BYTES
 from benchmarks.peers import Task, pytorch
+from benchmarks.peers.arrays import LARGEST_COPY, parts
 from benchmarks.peers.task import LR
 from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report, Unavailable
 from benchmarks.timing import Sample, clock, interleaved
@@ -22,14 +24,8 @@ NAME = "offload"
 QUESTION = "How fast does the state go to the host and back, and how fast is a step meanwhile?"
 SHARE = 2
 
-STATE_BYTES = 8
-"""Bytes of Adam's two moments, per parameter."""
-
 STEPS = 3
 """Steps of a sample."""
-
-LARGEST_COPY = 2 << 30
-"""Bytes of the buffers of the limit; more is several copies."""
 
 OFFLOAD, RELOAD, STEP = "offload", "reload", "step, state on the host"
 BESIDE = "other work beside offload and reload"
@@ -75,13 +71,11 @@ def _compare(workload: Workload, options: Options, seconds: float) -> Iterator[M
         for contender in (_Limit, _Ours, _Torch):
             try:
                 takers |= contender(task).samples()
-            except Unavailable as reason:
-                yield Measurement(workload.name, contender.name, [], missing=str(reason))
-            except contest.FAILURES as error:
+            except (Unavailable, *contest.FAILURES) as error:
                 if contender is _Ours:
                     raise
-                text = f"{type(error).__name__}: {error}".splitlines()[0]
-                yield Measurement(workload.name, contender.name, [], missing=text)
+                reason = contest.why_missing(error)
+                yield Measurement(workload.name, contender.name, [], missing=reason)
         samples = interleaved(
             takers,
             deadline - time.monotonic(),
@@ -134,8 +128,7 @@ class _Limit(_Contender):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         cp = task.xp
-        whole, rest = divmod(STATE_BYTES * task.workload.parameters, LARGEST_COPY)
-        self._parts = [*[LARGEST_COPY] * whole, rest]
+        self._parts = parts(STATE_BYTES * task.workload.parameters)
         size = max(self._parts)
         self._hosts = [transfer.pinned_block(size) for _ in range(2)]
         self._arrays = [cp.empty(size, np.uint8) for _ in range(2)]

@@ -92,7 +92,14 @@ class Elementwise(_PerTensor):
 
 
 LARGEST_COPY = 2 << 30
-"""Bytes of the array that :class:`Copy` copies; more traffic is several copies."""
+"""Bytes of the buffers that limits are measured with; more traffic is several copies."""
+
+
+def parts(nbytes: int) -> list[int]:
+    """Return the sizes of the copies that move some bytes through buffers of the largest size."""
+    whole, rest = divmod(nbytes, LARGEST_COPY)
+    return [*[LARGEST_COPY] * whole, rest]
+
 
 SMALLEST_TRAFFIC = 64 << 20
 """Less than this stays in caches, which says nothing of memory."""
@@ -110,8 +117,7 @@ class Copy(Contender):
         if task.traffic < SMALLEST_TRAFFIC:
             raise Unavailable(f"less than {SMALLEST_TRAFFIC >> 20} MiB move: caches set the limit")
         super().__init__(task)
-        whole, rest = divmod(task.traffic // 2, LARGEST_COPY)
-        self._parts = [*[LARGEST_COPY] * whole, rest]
+        self._parts = parts(task.traffic // 2)
         self._source = task.xp.zeros(max(self._parts), task.xp.uint8) + task.xp.uint8(1)
         self._target = task.xp.empty_like(self._source)
 

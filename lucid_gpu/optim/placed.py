@@ -10,6 +10,7 @@ import numpy as np
 
 from lucid_gpu import device as _device
 from lucid_gpu import transfer
+from lucid_gpu.execution.plan import common_layout
 from lucid_gpu.optim.host_memory import HostMemory
 from lucid_gpu.optim.state import Slots, State
 from lucid_gpu.optim.tree import copy_tree
@@ -170,7 +171,7 @@ class Placed:
                 targets[id(array)] = _room_for(array, home, pairs)
             return targets[id(array)]
 
-        self._forget_arrays()
+        self._forget_arrays()  # the windows of a streamed step make room for the state
         moved = self._moved(fetch)
         copies = Copies(pairs, keep=True)
         self._install(moved)
@@ -240,14 +241,10 @@ def _home(param: Any) -> str:
 
 def _room_for(array: np.ndarray[Any, Any], home: str, pairs: list[tuple[Any, Any]]) -> Any:
     """Return a device array for a host array, with its values or noted in ``pairs`` to get them."""
-    if not (array.size and _is_dense(array) and transfer.is_pinned(array)):
+    if not (array.size and common_layout([array]) and transfer.is_pinned(array)):
         return transfer.copy(array, home)
     with _device.on(home):
         order = transfer.layout(array)
         target = _device.cupy().empty(array.shape, array.dtype, order=order)
     pairs.append((array, target))
     return target
-
-
-def _is_dense(array: np.ndarray[Any, Any]) -> bool:
-    return bool(array.flags.c_contiguous or array.flags.f_contiguous)
