@@ -5,6 +5,7 @@
 #pragma once
 
 constexpr int kThreads = 256;
+constexpr int kCarriedBytes = 2048;
 
 struct Chunk {
   long long start;
@@ -17,6 +18,25 @@ struct Tensor {
   void* array[1 + slots];  // the parameter, then its slots
   int rule;                // row of scalars
   int variant;             // which of the kernel's rules
+};
+
+// The one argument. Rows of scalars come with the launch; more of them than it can carry, or those
+// of a launch that a graph repeats, come from a table.
+template <int slots>
+struct Plan {
+  const Chunk* chunks;
+  const Tensor<slots>* tensors;
+  const void* const* grads;
+  const void* table;  // of rows, or null
+  alignas(8) char carried[kCarriedBytes];
+
+  template <class Rule>
+  __device__ __forceinline__ Rule row(int index) const {
+    Rule rule;  // overwritten: a choice between two of them takes six more registers
+    memcpy(&rule, carried + sizeof(Rule) * (table ? 0 : index), sizeof(Rule));
+    if (table) rule = static_cast<const Rule*>(table)[index];
+    return rule;
+  }
 };
 
 template <typename T, int width>
@@ -116,13 +136,13 @@ struct Step {
 
 // Runs the chunk with the rule at position `index`; the whole block takes the same branch.
 template <int index, typename T, typename P, typename G, typename S, class Rule, class... Others>
-__device__ __forceinline__ void dispatch(const Chunk& chunk, const Tensor<Rule::slots>& tensor,
-                                         const void* grad, const void* rules) {
+__device__ __forceinline__ void dispatch(const Plan<Rule::slots>& plan, const Chunk& chunk,
+                                         const Tensor<Rule::slots>& tensor, const void* grad) {
   if constexpr (sizeof...(Others) > 0) {
     if (tensor.variant != index)
-      return dispatch<index + 1, T, P, G, S, Others...>(chunk, tensor, grad, rules);
+      return dispatch<index + 1, T, P, G, S, Others...>(plan, chunk, tensor, grad);
   }
-  Step<Rule, T, P, G, S> step{static_cast<const Rule*>(rules)[tensor.rule],
+  Step<Rule, T, P, G, S> step{plan.template row<Rule>(tensor.rule),
                               static_cast<P*>(tensor.array[0]) + chunk.start,
                               static_cast<const G*>(grad) + chunk.start,
                               {}};
@@ -135,8 +155,10 @@ __device__ __forceinline__ void dispatch(const Chunk& chunk, const Tensor<Rule::
 // variants that the step needs, all of one family with the same scalars and slots.
 template <typename T, typename P, typename G, typename S, class Rule, class... Others>
 __global__ void __launch_bounds__(kThreads)
-    fused_step(const Chunk* chunks, const Tensor<Rule::slots>* tensors, const void* const* grads,
-               const void* rules) {
-  const Chunk chunk = chunks[blockIdx.x];
-  dispatch<0, T, P, G, S, Rule, Others...>(chunk, tensors[chunk.tensor], grads[chunk.tensor], rules);
+    fused_step(const __grid_constant__ Plan<Rule::slots> plan) {
+  const Chunk chunk = plan.chunks[blockIdx.x];
+  // Both under way before either is waited for.
+  const Tensor<Rule::slots> tensor = plan.tensors[chunk.tensor];
+  const void* grad = plan.grads[chunk.tensor];
+  dispatch<0, T, P, G, S, Rule, Others...>(plan, chunk, tensor, grad);
 }

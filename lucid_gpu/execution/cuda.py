@@ -71,8 +71,7 @@ class CudaExecutor:
     def run(self, scalars: Sequence[Any]) -> None:
         """Update every tensor, with one tuple of scalars for each row."""
         with device.on(self._home):
-            self._fused.upload(scalars)
-            self._fused.launch()
+            self._fused.run(scalars)
             self._single.launch(scalars)
 
     def capture(self) -> None:
@@ -93,10 +92,10 @@ class CudaExecutor:
                     f"the parameters on {self._home} step on a stream that records no graph: "
                     "capture one optimizer for each device"
                 )
-            self._fused.launch()
+            self._fused.capture()
 
     def upload(self, scalars: Sequence[Any]) -> None:
-        """Bring the scalars and gradient addresses of the next replay to the device."""
+        """Bring scalars and gradient addresses to the device, for the next replay."""
         with device.on(self._home):
             self._fused.upload(scalars)
 
@@ -113,7 +112,11 @@ class CudaExecutor:
 
 
 class FusedLaunch:
-    """The one launch that updates all contiguous tensors."""
+    """The one launch that updates all contiguous tensors.
+
+    It carries their scalars, so that a step whose gradients stay copies nothing. Those of a launch
+    in a graph, and more than a launch can carry, are read from a table on the device.
+    """
 
     def __init__(self, work: Work) -> None:
         self._plan: Plan | None = None
@@ -123,16 +126,22 @@ class FusedLaunch:
         self._plan = plan = self._make_plan(work)
         self._chunks = cp.array(plan.chunks.view(np.uint8))
         self._tensors = cp.array(plan.tensors.view(np.uint8))
-        self._split = -(-plan.scalars.nbytes // 16) * 16
+        nbytes = plan.scalars.nbytes
+        self._split = -(-nbytes // 16) * 16
         self._table = _Table(self._split + 8 * len(plan.tensors))
-        self._scalars = self._table.host[: plan.scalars.nbytes].view(work.dtype)
+        self._scalars = self._table.host[:nbytes].view(work.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
-        self._arguments = (
-            self._chunks,
-            self._tensors,
-            self._table.device[self._split :],
-            self._table.device,
-        )
+        self._argument = np.zeros((), _plan.ARGUMENT)
+        # Named as records, NumPy would describe each member anew at every launch.
+        self._by_value = self._argument.view(f"V{_plan.ARGUMENT.itemsize}")
+        self._argument["chunks"] = self._chunks.data.ptr
+        self._argument["tensors"] = self._tensors.data.ptr
+        self._argument["grads"] = self._table.device.data.ptr + self._split
+        self._carried: npt.NDArray[Any] | None = None
+        if nbytes <= _plan.CARRIED_BYTES:
+            self._carried = self._argument["carried"][:nbytes].view(work.dtype)
+        else:
+            self._argument["table"] = self._table.device.data.ptr
         self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
         self._gradients_moved = True
         self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
@@ -150,23 +159,46 @@ class FusedLaunch:
             self._grads[:] = addresses
             self._gradients_moved = True
 
-    def upload(self, scalars: Sequence[Any]) -> None:
-        """Bring the scalars, and gradient addresses that moved, to the device."""
+    def run(self, scalars: Sequence[Any]) -> None:
+        """Launch the kernel with one tuple of scalars for each row."""
         if self._plan is None:
             return
-        values = np.fromiter(chain.from_iterable(scalars), self._scalars.dtype)
+        if self._carried is None:
+            self.upload(scalars)
+        else:
+            self._carried[:] = _in_a_row(scalars, self._carried.dtype)
+            if self._gradients_moved:
+                self._table.upload(self._split, len(self._table.host))
+                self._gradients_moved = False
+        self._launch()
+
+    def capture(self) -> None:
+        """Launch the kernel with scalars that :meth:`upload` brings."""
+        if self._plan is None:
+            return
+        self._argument["table"] = self._table.device.data.ptr
+        try:
+            self._launch()
+        finally:
+            if self._carried is not None:
+                self._argument["table"] = 0
+
+    def upload(self, scalars: Sequence[Any]) -> None:
+        """Bring scalars and gradient addresses to the table, as far as they changed."""
+        if self._plan is None:
+            return
+        values = _in_a_row(scalars, self._scalars.dtype)
         are_new = not np.array_equal(values, self._scalars)
         self._scalars[:] = values
         if self._gradients_moved:
-            self._table.upload(len(self._table.host))
+            self._table.upload(0, len(self._table.host))
         elif are_new:
-            self._table.upload(self._split)
+            self._table.upload(0, self._split)
         self._gradients_moved = False
 
-    def launch(self) -> None:
-        """Launch the kernel."""
+    def _launch(self) -> None:
         if self._plan is not None and len(self._plan.chunks):
-            self._kernel((len(self._plan.chunks),), (THREADS,), self._arguments)
+            self._kernel((len(self._plan.chunks),), (THREADS,), (self._by_value,))
 
 
 class StridedLaunches:
@@ -211,14 +243,16 @@ class _Table:
         retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
         retire.atexit = False
 
-    def upload(self, nbytes: int) -> None:
-        """Copy the first ``nbytes`` of the host table to the device, on the current stream."""
+    def upload(self, start: int, stop: int) -> None:
+        """Copy bytes of the host table to the device, on the current stream."""
         turn = self._uploads % STAGES
         if self._uploads >= STAGES:
             self._read[turn].synchronize()
-        self._stages[turn][:nbytes] = self.host[:nbytes]
+        nbytes = stop - start
+        self._stages[turn][:nbytes] = self.host[start:stop]
         stream = device.cupy().cuda.get_current_stream()
-        self.device.data.copy_from_host_async(self._addresses[turn], nbytes, stream)
+        target = self.device.data + start
+        target.copy_from_host_async(self._addresses[turn], nbytes, stream)
         self._read[turn].record(stream)
         self._uploads += 1
 
@@ -237,6 +271,11 @@ def _release_stages() -> None:
             event, stage = _retired.popleft()
             if not event.done:
                 _retired.append((event, stage))
+
+
+def _in_a_row(scalars: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the scalars of all rows, one after the other, each rounded once."""
+    return np.fromiter(chain.from_iterable(scalars), dtype)
 
 
 @cache

@@ -22,7 +22,21 @@ DENSE = C_ORDER | F_ORDER
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
 
+CARRIED_BYTES = 2048
+"""How many bytes of scalars a launch carries itself: 64 rows of Adam in float32."""
+
 CHUNK = np.dtype([("start", "i8"), ("tensor", "i4"), ("count", "i4")])
+
+ARGUMENT = np.dtype(
+    [
+        ("chunks", "u8"),
+        ("tensors", "u8"),
+        ("grads", "u8"),
+        ("table", "u8"),
+        ("carried", "u1", (CARRIED_BYTES,)),
+    ]
+)
+"""What the kernel is called with, by value: ``Plan`` of the kernel."""
 
 
 class Rule(Protocol):

@@ -77,12 +77,12 @@ class _Copy(NamedTuple):
 
 
 class _Load(NamedTuple):
-    """What a window brings to its berth, and how the kernel is then launched."""
+    """What a window brings to its berth, and which chunks the kernel then updates there."""
 
     berth: _Berth
     copies: list[_Copy]
+    chunks: int
     blocks: int
-    arguments: tuple[Any, ...]
 
 
 class _StreamedLaunch(FusedLaunch):
@@ -96,8 +96,9 @@ class _StreamedLaunch(FusedLaunch):
             return
         pieces = np.cumsum([0, *(pieces for *_, pieces in self._freights)])
         bounds = np.searchsorted(self._plan.chunks["tensor"], pieces).tolist()
+        first, size = self._chunks.data.ptr, _plan.CHUNK.itemsize
         self._loads = [
-            _Load(berth, copies, stop - start, self._arguments_of(start, stop))
+            _Load(berth, copies, first + start * size, stop - start)
             for (berth, copies, _), (start, stop) in zip(
                 self._freights, pairwise(bounds), strict=True
             )
@@ -108,18 +109,17 @@ class _StreamedLaunch(FusedLaunch):
         if self._plan is not None:
             super().move_gradients(addresses[self._tensor] + self._offset)
 
-    def launch(self) -> None:
+    def _launch(self) -> None:
         """Launch all windows, without waiting for one."""
-        if self._plan is None:
-            return
         compute = device.cupy().cuda.get_current_stream()
-        for berth, copies, blocks, arguments in self._loads:
+        for berth, copies, chunks, blocks in self._loads:
             self._up.wait_event(berth.emptied)
             for copy in copies:
                 copy.device.copy_from_host_async(copy.host, copy.nbytes, self._up)
             berth.filled.record(self._up)
             compute.wait_event(berth.filled)
-            self._kernel((blocks,), (THREADS,), arguments)
+            self._argument["chunks"] = chunks
+            self._kernel((blocks,), (THREADS,), (self._by_value,))
             berth.updated.record(compute)
             self._down.wait_event(berth.updated)
             for copy in copies:
@@ -155,11 +155,6 @@ class _StreamedLaunch(FusedLaunch):
             addresses += own
             self._freights.append((berth, copies, len(window)))
         return _plan.build(work, pieces, addresses)
-
-    def _arguments_of(self, start: int, stop: int) -> tuple[Any, ...]:
-        """Return what the kernel is called with to run some of the chunks."""
-        size = _plan.CHUNK.itemsize
-        return (self._chunks[start * size : stop * size], *self._arguments[1:])
 
 
 class _VisitingLaunches(StridedLaunches):

@@ -102,9 +102,22 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
 def new(host: np.ndarray) -> ndarray:
     """Return memory of the host as a newly allocated array of the current device."""
     MACHINE.note_allocation()
+    _ALLOCATED[host.ctypes.data] = host
     array = host.view(ndarray)
     array._device_id = MACHINE.device
     return array
+
+
+_ALLOCATED: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+
+
+def pointed_at(words: np.ndarray) -> list[np.ndarray]:
+    """Return the allocations into which any of ``words`` points, if it is an address."""
+    return [
+        host
+        for start, host in list(_ALLOCATED.items())
+        if ((words >= start) & (words < start + host.nbytes)).any()
+    ]
 
 
 def from_host(value):

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from tests.emulation.arrays import check_operands, ndarray
+from tests.emulation.arrays import check_operands, ndarray, pointed_at
 from tests.emulation.compiler import COMPILER
 from tests.emulation.machine import MACHINE, Launch, get_current_stream
 
@@ -51,17 +51,28 @@ class RawKernel:
     def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
         if not all(isinstance(argument, tuple) for argument in (grid, block, args)):
             raise TypeError("grid, block and args must be tuples")
-        check_operands(*args)
-        if not all(isinstance(argument, ndarray) for argument in args):
-            raise TypeError("the emulation passes arrays only")
-        addresses = [ctypes.c_void_p(argument.data.ptr) for argument in args]
-        pointers = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, addresses))
+        values = [_by_value(argument) for argument in args]
+        pointers = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, values))
 
-        def run(keep=(addresses, args)) -> None:  # what a launch refers to stays until it has run
+        # CuPy's pool gives memory that was let go of to later work of the stream only.
+        words = [np.frombuffer(value, np.uint64, len(value) // 8) for value in values]
+        tables = list(map(pointed_at, words))
+
+        def run(keep=(values, tables)) -> None:
             _raise_if_misaligned(self._function(grid[0], block[0], pointers))
 
         MACHINE.record.launches.append(Launch(MACHINE.device, self._name, grid[0]))
         get_current_stream().submit(run)
+
+
+def _by_value(argument) -> ctypes.Array:
+    """Return what a launch copies: the address of a device array, or one element of NumPy's."""
+    if isinstance(argument, ndarray):
+        check_operands(argument)
+        argument = np.array(argument.data.ptr, np.uint64)
+    if not isinstance(argument, np.ndarray) or argument.size != 1:
+        raise TypeError("of NumPy's arrays, only those of one element are passed, by value")
+    return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
 
 
 class ElementwiseKernel:

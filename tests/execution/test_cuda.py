@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, transfer
-from lucid_gpu.execution import cuda
+from lucid_gpu.execution import cuda, plan
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 from tests.emulation.machine import Record
@@ -31,6 +33,20 @@ def set_gradients(params, seed):
     for param in params:
         grad = rng.normal(size=param.shape).astype(param.dtype)
         param.grad = transfer.copy(grad, param.device)
+
+
+def row_bytes(rule):
+    return np.dtype(np.float32).itemsize * len(rule.Scalars._fields)
+
+
+def groups_of_one(params):
+    """Groups whose scalars differ."""
+    return [{"params": [param], "lr": 1 / (2 + i)} for i, param in enumerate(params)]
+
+
+def crowd(rule, device):
+    """Parameters of one element, a group each: one group more than a launch carries scalars of."""
+    return make(device, (1,) * (plan.CARRIED_BYTES // row_bytes(rule) + 1))
 
 
 @every_optimizer
@@ -89,33 +105,58 @@ def test_later_steps_neither_compile_nor_allocate_nor_synchronize(rule, emulated
     assert (record.compiles, record.allocations, record.synchronizations) == ([], 0, 0)
 
 
-def test_a_step_with_the_same_scalars_and_gradients_copies_nothing(emulated):
-    optimizer = SGD(make("cuda:0"), lr=0.1)
+@every_optimizer
+def test_a_step_whose_gradients_stay_copies_nothing(rule, emulated):
+    params = crowd(rule, "cuda:0")[1:]
+    optimizer = rule(groups_of_one(params))
+    optimizer.step()
+    emulated.record = Record()
+    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.step()
+    assert emulated.record.uploads == []
+
+
+@every_optimizer
+def test_more_scalars_than_a_launch_carries_are_one_copy(rule, emulated):
+    params = crowd(rule, "cuda:0")
+    optimizer = rule(groups_of_one(params))
+    optimizer.step()
+    emulated.record = Record()
+    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.step()
+    (size,) = emulated.record.uploads
+    assert size - len(params) * row_bytes(rule) in range(16)
+
+
+def test_a_step_that_changes_nothing_copies_no_table(emulated):
+    optimizer = SGD(groups_of_one(crowd(SGD, "cuda:0")))
     optimizer.step()
     emulated.record = Record()
     optimizer.step()
     assert emulated.record.uploads == []
 
 
-def test_new_scalars_alone_are_copied_where_gradients_stay(emulated):
-    optimizer = SGD(make("cuda:0", (3,) * 1000), lr=0.1)
-    optimizer.step()
-    emulated.record = Record()
-    optimizer.param_groups[0]["lr"] = 0.2
-    optimizer.step()
-    (size,) = emulated.record.uploads
-    assert size < 100
+@every_optimizer
+@pytest.mark.parametrize("more", [-1, 0], ids=["carried", "table"])
+def test_each_group_steps_with_its_own_scalars(rule, more, accelerator):
+    params, twins = crowd(rule, accelerator), crowd(rule, "cpu")
+    for own in (params, twins):
+        optimizer = rule(groups_of_one(own[: len(own) + more or None]))
+        for _ in range(3):
+            optimizer.step()
+    for param, twin in zip(params, twins, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
-def test_gradients_that_moved_cost_one_copy_and_nothing_else(emulated):
+def test_gradients_that_moved_cost_a_copy_of_their_addresses_and_nothing_else(emulated):
     params = make("cuda:0")
-    optimizer = SGD(params, lr=0.1)
+    optimizer = Adam(params, lr=0.1)
     optimizer.step()
     set_gradients(params, 1)
     emulated.record = Record()
     optimizer.step()
     record = emulated.record
-    assert (len(record.uploads), len(record.launches)) == (1, 1)
+    assert (record.uploads, len(record.launches)) == ([8 * len(params)], 1)
     assert (record.compiles, record.allocations) == ([], 0)
 
 
@@ -168,20 +209,21 @@ def test_work_goes_to_the_stream_that_is_current(emulated):
     assert (param.data.view(np.ndarray) != before).all()
 
 
-def test_the_host_may_run_ahead_of_the_device(emulated):
-    (param,), (twin,) = make("cuda:0", (4,)), make("cpu", (4,))
-    optimizers = SGD([param], lr=1.0), SGD([twin], lr=1.0)
+@pytest.mark.parametrize("make_own", [make, partial(crowd, SGD)], ids=["carried", "table"])
+def test_the_host_may_run_ahead_of_the_device(make_own, emulated):
+    params, twins = make_own(device="cuda:0"), make_own(device="cpu")
+    optimizers = SGD(groups_of_one(params)), SGD(groups_of_one(twins))
     emulated.lazy = True
     for number in range(3 * cuda.STAGES):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = 1.0 / (number + 1)
             optimizer.step()
-    np.testing.assert_array_equal(param.numpy(), twin.numpy())
+    for param, twin in zip(params, twins, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
 def test_the_host_waits_only_when_it_is_a_whole_round_of_stages_ahead(emulated):
-    (param,) = make("cuda:0", (4,))
-    optimizer = Adam([param])
+    optimizer = Adam(groups_of_one(crowd(Adam, "cuda:0")))
     emulated.lazy = True
     emulated.record = Record()
     for _ in range(cuda.STAGES):

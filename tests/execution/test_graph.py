@@ -8,7 +8,7 @@ import pytest
 from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
 from lucid_gpu.optim import SGD, Adam
-from tests.execution.test_cuda import make, set_gradients
+from tests.execution.test_cuda import crowd, groups_of_one, make, set_gradients
 
 
 def capture(optimizer):
@@ -49,6 +49,19 @@ def test_replays_count_steps_and_follow_the_schedule(rule, accelerator):
         replay(optimizer, graph, stream)
         twin.step()
     assert optimizer.state[params[0]]["step"] == twin.state[twins[0]]["step"] == 6
+    for param, other in zip(params, twins, strict=True):
+        np.testing.assert_array_equal(param.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("rule", [SGD, Adam])
+def test_replays_take_the_scalars_of_every_group(rule, accelerator):
+    params, twins = crowd(rule, accelerator), crowd(rule, "cpu")
+    optimizer, twin = rule(groups_of_one(params)), rule(groups_of_one(twins))
+    graph, stream = capture(optimizer)
+    twin.step()
+    for _ in range(3):
+        replay(optimizer, graph, stream)
+        twin.step()
     for param, other in zip(params, twins, strict=True):
         np.testing.assert_array_equal(param.numpy(), other.numpy())
 
