@@ -34,6 +34,8 @@ class StreamedExecutor(CudaExecutor):
     :meth:`arrive`.
     """
 
+    _fused: _StreamedLaunch
+
     def capture(self) -> None:
         """Refuse to be recorded in a graph.
 
@@ -47,12 +49,11 @@ class StreamedExecutor(CudaExecutor):
 
     def arrive(self) -> bool:
         """Wait until the slots are back on the host; True, for then they are there."""
-        self._streamed.arrive()
+        self._fused.arrive()
         return True
 
-    def _fused_launch(self, work: Work) -> FusedLaunch:
-        self._streamed = _StreamedLaunch(work)
-        return self._streamed
+    def _fused_launch(self, work: Work) -> _StreamedLaunch:
+        return _StreamedLaunch(work)
 
     def _strided_launches(self, work: Work) -> StridedLaunches:
         return _VisitingLaunches(work)

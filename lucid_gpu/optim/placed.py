@@ -13,7 +13,7 @@ from lucid_gpu import transfer
 from lucid_gpu.execution.plan import common_layout
 from lucid_gpu.optim.host_memory import HostMemory
 from lucid_gpu.optim.state import Slots, State
-from lucid_gpu.optim.tree import copy_tree
+from lucid_gpu.optim.tree import arrays_in, copy_tree
 from lucid_gpu.overlap import Copies, contiguous
 from lucid_gpu.parameter import Parameter
 
@@ -120,14 +120,10 @@ class Placed:
         """
         self._refuse_capture("offload")
         groups: dict[tuple[str, Any, str], dict[int, Any]] = {}
-
-        def collect(param: Any, name: str, array: Any) -> Any:
-            if _device.is_cupy(array) and _home(param) != "cpu":
+        for name, array in self._arrays_of_gpus():
+            if _device.is_cupy(array):
                 key = (_device.of(array), array.dtype, name)
                 groups.setdefault(key, {})[id(array)] = array
-            return array
-
-        self._moved(collect)
         targets: dict[int, Any] = {}
         for own in groups.values():
             targets |= zip(own, self.host_memory.lend(list(own.values())), strict=True)
@@ -137,8 +133,9 @@ class Placed:
             for own in groups.values()
             for key, array in own.items()
         ]
+        moved = self._moved(lambda _param, _name, array: targets.get(id(array), array))
         copies = Copies(pairs, keep=True)
-        self._install(self._moved(lambda _param, _name, array: targets.get(id(array), array)))
+        self._install(moved)
         self._state_device = HOST
         if block:
             copies.wait()
@@ -189,15 +186,7 @@ class Placed:
         """Raise RuntimeError if the state is where a step cannot use it."""
         if self.streams_state or self._state_device != HOST:
             return
-        away = []
-
-        def note(param: Any, name: str, array: Any) -> Any:
-            if _home(param) != "cpu" and not _device.is_cupy(array):
-                away.append(name)
-            return array
-
-        self._moved(note)
-        if away:
+        if not all(_device.is_cupy(array) for _, array in self._arrays_of_gpus()):
             raise RuntimeError(
                 f"the state of this {type(self).__name__} is in host memory: "
                 "call reload() before step()"
@@ -209,6 +198,17 @@ class Placed:
     def _refuse_capture(self, method: str) -> None:
         if _device.is_capturing({_home(param) for param in self._params()}):
             raise RuntimeError(f"{method}() cannot be recorded in a CUDA graph: call it outside")
+
+    def _arrays_of_gpus(self) -> list[tuple[str, Any]]:
+        """Return the arrays in the state of parameters on GPUs, with the names of their slots."""
+        with self.state.settled():
+            return [
+                (name, array)
+                for param, slots in self.state.items()
+                if _home(param) != "cpu"
+                for name, value in slots.items()
+                for array in arrays_in(value)
+            ]
 
     def _moved(self, move: Callable[[Any, str, Any], Any]) -> list[tuple[Slots, dict[str, Any]]]:
         """Return what each slot will hold, with ``move(param, slot, array)`` for its arrays."""

@@ -1,9 +1,9 @@
-"""Nested values of slots and options: copying them, type for type."""
+"""Nested values of slots and options: copying them, type for type, and finding their arrays."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -73,6 +73,22 @@ def copy_tree(value: Any, copy_array: CopyArray, path: str) -> Any:
         items = [copy_tree(item, copy_array, f"{path}[{i}]") for i, item in enumerate(value)]
         return items if type(value) is list else tuple(items)
     raise TypeError(_refusal(path, value))
+
+
+def arrays_in(value: Any) -> Iterator[Any]:
+    """Yield the arrays of a nested value that :func:`copy_tree` would copy.
+
+    Example:
+        >>> [array.size for array in arrays_in({"a": [np.zeros(2), (1, np.zeros(3))]})]
+        [2, 3]
+    """
+    if _is_plain_array(value):
+        yield value
+    elif isinstance(value, Parameter):
+        yield from arrays_in((value.data, value.grad))
+    elif type(value) in (dict, list, tuple):
+        for item in value.values() if type(value) is dict else value:
+            yield from arrays_in(item)
 
 
 def _refusal(path: str, value: object) -> str:

@@ -240,5 +240,5 @@ def test_the_first_copy_comes_after_what_the_memory_may_have_been_used_for(emula
     stream = emulated.default_stream(0)
     stream.submit(lambda: done.append(True))
     optimizer.step()
-    optimizer._roster.streamed[0]._streamed._up.drain()
+    optimizer._roster.streamed[0]._fused._up.drain()
     assert done

@@ -5,67 +5,19 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import threading
 import weakref
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lucid_gpu import Parameter, checkpoint, transfer
 from lucid_gpu import device as _device
-from lucid_gpu.execution import streamed
 from lucid_gpu.optim import SGD, Adam, Optimizer, OptimizerStub
-from lucid_gpu.overlap import Copies
 from tests import rules
-from tests.emulation.machine import Record
 from tests.execution.test_cuda import make, set_gradients
 from tests.execution.test_graph import capture
+from tests.optim.placing import arrays, assert_same, assert_same_state, trained
 from tests.stepping import host, place
-
-
-def arrays(optimizer):
-    return [
-        value
-        for slots in optimizer.state.values()
-        for value in slots.values()
-        if not isinstance(value, int)
-    ]
-
-
-def trained(device, sizes=(5, 4099), **options):
-    optimizer = Adam(make(device, sizes), **options)
-    optimizer.step()
-    return optimizer
-
-
-def assert_same_state(optimizer, twin):
-    for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
-        slots = dict(twin.state.get(theirs, {}))
-        assert set(optimizer.state.get(ours, {})) == set(slots)
-        for name, value in slots.items():
-            np.testing.assert_array_equal(host(optimizer.state[ours][name]), host(value))
-
-
-def assert_same(optimizer, twin):
-    for ours, theirs in zip(optimizer._params(), twin._params(), strict=True):
-        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
-    assert_same_state(optimizer, twin)
-
-
-@pytest.fixture
-def released():
-    """Wait until the threads that keep arrays while they are copied have let go of them."""
-    before = set(threading.enumerate())
-
-    def wait():
-        for thread in set(threading.enumerate()) - before:
-            thread.join(60)
-        gc.collect()
-
-    yield wait
-    wait()
 
 
 @pytest.mark.parametrize("block", [False, True])
@@ -127,159 +79,6 @@ def test_a_strided_slot_in_pinned_memory_is_brought_back_as_it_is_seen(accelerat
     optimizer.state[param].update(step=1, momentum_buffer=memory[::2])
     optimizer.reload()
     assert host(optimizer.state[param]["momentum_buffer"]).tolist() == [0, 2, 4, 6, 8]
-
-
-def test_offload_frees_device_memory_when_the_copies_are_done_and_not_before(emulated, released):
-    optimizer = trained("cuda:0")
-    slots = [weakref.ref(array) for array in arrays(optimizer)]
-    emulated.lazy = True
-    optimizer.offload()
-    gc.collect()
-    assert all(slot() is not None for slot in slots)
-    for stream in emulated.streams:
-        stream.drain()
-    released()
-    assert all(slot() is None for slot in slots)
-
-
-def test_a_blocking_offload_has_freed_device_memory(emulated):
-    optimizer = trained("cuda:0")
-    slots = [weakref.ref(array) for array in arrays(optimizer)]
-    emulated.lazy = True
-    optimizer.offload(block=True)
-    gc.collect()
-    assert all(slot() is None for slot in slots)
-
-
-@pytest.mark.parametrize("move", ["offload", "reload"])
-def test_arrays_under_way_outlive_their_optimizer(emulated, released, move):
-    optimizer = trained("cuda:0", (50,))
-    if move == "reload":
-        optimizer.offload(block=True)
-    emulated.lazy = True
-    getattr(optimizer, move)()
-    (entry, *_) = optimizer.state._entries.values()
-    array = weakref.ref(entry[1]._values["exp_avg"])
-    del optimizer, entry
-    gc.collect()
-    assert array() is not None
-    for stream in emulated.streams:
-        stream.drain()
-    released()
-    assert array() is None
-
-
-def test_the_copies_come_after_what_is_on_the_current_stream_and_hold_up_nothing(emulated):
-    optimizer = trained("cuda:0", (50,))
-    (slot, _) = arrays(optimizer)
-    stream = emulated.default_stream(0)
-    emulated.lazy = True
-    emulated.record = Record()
-    stream.submit(lambda: slot.view(np.ndarray).fill(7))
-    optimizer.offload()
-    done = []
-    stream.submit(lambda: done.append(True))
-    downloads = [own for own in emulated.streams if own._queue and own is not stream]
-    stream.drain()
-    assert done
-    assert any(not own.done for own in downloads)
-    assert emulated.record.synchronizations == 0
-    assert set(arrays(optimizer)[0].tolist()) == {7}
-
-
-def test_a_step_after_reload_waits_for_the_copies_without_holding_the_host(emulated):
-    optimizer, twin = trained("cuda:0"), trained("cpu")
-    optimizer.offload(block=True)
-    emulated.lazy = True
-    emulated.record = Record()
-    optimizer.reload()
-    optimizer.step()
-    assert emulated.record.synchronizations == 0
-    twin.step()
-    assert_same(optimizer, twin)
-
-
-def test_every_stream_that_reads_after_reload_waits_for_the_copies(emulated):
-    import cupy
-
-    optimizer = trained("cuda:0", (50,))
-    optimizer.offload(block=True)
-    values = arrays(optimizer)[0].copy()
-    emulated.lazy = True
-    optimizer.reload()
-    streams, given = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
-    for stream in streams:
-        with stream:
-            (slot, _) = arrays(optimizer)
-            seen = []
-            stream.submit(lambda slot=slot, seen=seen: seen.append(slot.view(np.ndarray).copy()))
-            given.append(seen)
-    for stream, seen in reversed(list(zip(streams, given, strict=True))):
-        assert len(stream._queue) > 1
-        stream.drain()
-        np.testing.assert_array_equal(seen[0], values)
-
-
-@pytest.fixture
-def blocks(emulated, monkeypatch):
-    """The sizes of the blocks of pinned memory that are allocated."""
-    sizes, allocate = [], transfer.pinned_block
-    monkeypatch.setattr(
-        transfer, "pinned_block", lambda nbytes: sizes.append(nbytes) or allocate(nbytes)
-    )
-    return sizes
-
-
-def test_host_memory_is_kept_for_the_next_time(blocks, released):
-    optimizer = trained("cuda:0")
-    for _ in range(3):
-        optimizer.offload(block=True)
-        optimizer.reload(block=True)
-        released()
-        optimizer.step()
-    assert len(blocks) == 2
-
-
-def test_host_memory_that_fits_no_more_is_given_back(blocks, released):
-    optimizer = trained("cuda:0")
-    for size in (7, 8, 9):
-        optimizer.offload(block=True)
-        assert optimizer.host_memory._spare == []
-        optimizer.reload(block=True)
-        released()
-        (param,) = make("cuda:0", (size,))
-        optimizer.add_param_group({"params": [param]})
-        optimizer.step()
-
-
-@pytest.mark.parametrize("holder", ["a user", "a parameter that moved to the CPU"])
-def test_host_memory_is_not_lent_again_while_it_is_in_use(emulated, released, holder):
-    optimizer = trained("cuda:0", (6, 6))
-    optimizer.offload(block=True)
-    if holder != "a user":
-        optimizer._params()[1].to("cpu")
-    kept = optimizer.state[optimizer._params()[1]]["exp_avg"]
-    before = kept.copy()
-    optimizer.reload(block=True)
-    released()
-    set_gradients(optimizer._params(), 5)
-    optimizer.step()
-    if holder != "a user":
-        before = kept.copy()
-        optimizer.add_param_group({"params": make("cuda:0", (6,))})
-        optimizer._params()[1].grad = None
-        optimizer.step()
-    optimizer.offload(block=True)
-    np.testing.assert_array_equal(kept, before)
-
-
-def test_a_block_that_is_still_read_is_not_lent_again(emulated):
-    optimizer, twin = trained("cuda:0"), trained("cpu")
-    optimizer.offload(block=True)
-    emulated.lazy = True
-    optimizer.reload()
-    optimizer.offload()
-    assert_same(optimizer, twin)
 
 
 def test_each_may_be_called_twice(device):
@@ -410,18 +209,6 @@ def test_a_slot_on_a_gpu_for_a_parameter_on_the_cpu_is_refused(accelerator, stat
     assert optimizer.state[param]["step"] == 1
 
 
-def test_the_first_step_after_reload_waits_once_for_all_slots(emulated, monkeypatch):
-    optimizer = trained("cuda:0", (3,) * 50)
-    optimizer.offload(block=True)
-    emulated.lazy = True
-    optimizer.reload()
-    waits = []
-    hold_back = Copies.hold_back
-    monkeypatch.setattr(Copies, "hold_back", lambda own: waits.append(own) or hold_back(own))
-    optimizer.step()
-    assert len(waits) < 5
-
-
 def test_a_stub_has_nothing_to_move(accelerator):
     optimizer = OptimizerStub(make(accelerator))
     optimizer.offload()
@@ -530,44 +317,3 @@ def test_an_optimizer_that_is_dropped_frees_its_state_at_once(device, state_devi
         assert all(slot() is None for slot in slots)
     finally:
         gc.enable()
-
-
-def step_some(optimizer):
-    """Step with another gradient for each parameter, and none for one of them."""
-    params = optimizer._params()
-    number = sum(optimizer.state[param].get("step", 0) for param in params)
-    set_gradients(params, number)
-    params[number % len(params)].grad = None
-    optimizer.step()
-
-
-MOVES = {
-    "step": step_some,
-    "offload": lambda optimizer: optimizer.offload(),
-    "offload and wait": lambda optimizer: optimizer.offload(block=True),
-    "reload": lambda optimizer: optimizer.reload(),
-    "reload and wait": lambda optimizer: optimizer.reload(block=True),
-    "load": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
-    "to the CPU": lambda optimizer: optimizer.to("cpu"),
-    "to a GPU": lambda optimizer: optimizer.to("cuda:0"),
-    "to the other GPU": lambda optimizer: optimizer.to("cuda:1"),
-}
-
-
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(moves=st.lists(st.sampled_from(["step", *MOVES]), min_size=3, max_size=12))
-def test_any_sequence_of_moves_and_steps_on_a_late_device(emulated, monkeypatch, moves):
-    monkeypatch.setattr(streamed, "WINDOW_BYTES", 2 * 4 * 4096)
-    emulated.lazy = True
-    sizes = (5, 9000, 20_000)
-    optimizer, twin = Adam(make("cuda:0", sizes)), Adam(make("cpu", sizes))
-    for move in moves:
-        MOVES[move](optimizer)
-        if move == "step":
-            step_some(twin)
-    assert_same(optimizer, twin)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim.tree import copy_tree, is_plain
+from lucid_gpu.optim.tree import arrays_in, copy_tree, is_plain
 
 PLAIN = [None, True, 1, 2.5, 1j, "x", b"x", np.float32(1), [], (), {}, {1: (2, [3])}, np.ones(2)]
 
@@ -82,3 +82,17 @@ def test_the_path_leads_to_the_culprit():
 def test_a_key_that_is_no_plain_data_is_refused_with_its_path():
     with pytest.raises(TypeError, match=r"a key of x\['a'\] is a tuple"):
         copy_tree({"a": {(1,): 2}}, np.copy, "x")
+
+
+def test_every_array_of_a_nested_value_is_found():
+    param = Parameter(np.ones(2, np.float32))
+    param.grad = np.ones(2, np.float32)
+    loose = np.ones(3)
+    value = {"a": [1, (loose, None)], "b": param, "c": "text"}
+    found = list(arrays_in(value))
+    assert [id(array) for array in found] == [id(loose), id(param.data), id(param.grad)]
+
+
+@pytest.mark.parametrize("value", NOT_PLAIN, ids=lambda value: type(value).__name__)
+def test_no_array_is_found_in_what_is_no_plain_data(value):
+    assert list(arrays_in(value)) == []
