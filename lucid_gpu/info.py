@@ -13,6 +13,7 @@ import numpy as np
 import lucid_gpu
 from lucid_gpu import device
 from lucid_gpu.display import absent_packages
+from lucid_gpu.execution import native
 from lucid_gpu.execution.cpu import thread_count
 from lucid_gpu.execution.sources import kernel_directory
 
@@ -134,11 +135,22 @@ def _devices(facts: Cuda, missing: list[str]) -> list[tuple[str, str]]:
             (gpu.name, f"{gpu.model}, compute capability {gpu.compute_capability}, {memory}")
         )
     try:
-        rows.append(("cpu", f"NumPy, steps on {thread_count()} threads"))
+        rows.append(("cpu", f"{_cpu_code(missing)}, steps on {thread_count()} threads"))
     except ValueError as error:
         missing.append(f"for the CPU: {error}")
     rows.append(("default", device.default()))
     return rows
+
+
+def _cpu_code(missing: list[str]) -> str:
+    compiler = native.compiler()
+    if native.mode() == "compiled":
+        if compiler is None:
+            missing.append(f"for the CPU: {native.NO_COMPILER}")
+        return f"compiled code ({compiler or 'no compiler'})"
+    if compiler is None:
+        return "NumPy"
+    return f"NumPy (faster, to the same bits, with LUCID_GPU_CPU=compiled: {compiler})"
 
 
 def _kernels(missing: list[str]) -> list[tuple[str, str]]:

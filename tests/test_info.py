@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lucid_gpu import device, display, info
+from lucid_gpu.execution import native
 from tests.emulation import machine
 
 
@@ -131,9 +132,34 @@ def test_the_kernel_sources_are_found(without_cupy, monkeypatch) -> None:
 
 def test_the_threads_of_the_cpu_are_told(without_cupy, monkeypatch) -> None:
     monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "3")
-    assert rows()["cpu"] == ["NumPy, steps on 3 threads"]
+    assert rows()["cpu"][0].endswith("steps on 3 threads")
     monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "many")
     assert "for the CPU: LUCID_GPU_NUM_THREADS must be" in " ".join(rows()["missing"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "compiler", "told"),
+    [
+        ("numpy", None, "NumPy, steps"),
+        ("numpy", "/bin/c++", "NumPy (faster, to the same bits, with LUCID_GPU_CPU=compiled: /bin"),
+        ("compiled", "/bin/c++", "compiled code (/bin/c++), steps"),
+    ],
+)
+def test_what_steps_on_the_cpu_is_told(without_cupy, monkeypatch, mode, compiler, told) -> None:
+    monkeypatch.setenv("LUCID_GPU_CPU", mode)
+    monkeypatch.setattr(native, "compiler", lambda: compiler)
+    assert rows()["cpu"][0].startswith(told)
+
+
+def test_a_compiler_that_is_asked_for_and_absent_is_told(without_cupy, monkeypatch) -> None:
+    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    assert "no C++ compiler was found: install g++" in " ".join(rows()["missing"])
+
+
+def test_an_unknown_mode_of_the_cpu_is_told(without_cupy, monkeypatch) -> None:
+    monkeypatch.setenv("LUCID_GPU_CPU", "quick")
+    assert "for the CPU: LUCID_GPU_CPU must be one of" in " ".join(rows()["missing"])
 
 
 def test_absent_packages_of_the_demo_are_told(without_cupy, monkeypatch) -> None:

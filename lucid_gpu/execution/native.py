@@ -32,6 +32,11 @@ FLAGS = (
 
 MODES = ("numpy", "compiled")
 
+NO_COMPILER = (
+    "LUCID_GPU_CPU is 'compiled', but no C++ compiler was found: install g++, name one with CXX, "
+    "or leave LUCID_GPU_CPU out to step with NumPy"
+)
+
 Update: TypeAlias = Callable[..., None]
 
 
@@ -92,10 +97,7 @@ def _compiled(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update:
 def _build(source: str) -> ctypes.CDLL:
     path = compiler()
     if path is None:
-        raise RuntimeError(
-            "LUCID_GPU_CPU is 'compiled', but no C++ compiler was found: install g++, name one "
-            "with CXX, or leave LUCID_GPU_CPU out to step with NumPy"
-        )
+        raise RuntimeError(NO_COMPILER)
     # A loaded library needs its file no longer.
     with tempfile.TemporaryDirectory(prefix="lucid_gpu") as folder:
         library = Path(folder, "rule.so")
