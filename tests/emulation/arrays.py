@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import types
 import weakref
 from collections import defaultdict, deque
@@ -30,18 +31,22 @@ class MemoryPointer:
     def copy_from_host_async(self, mem: int, size: int, stream=None) -> None:
         self._check(mem, size)
         MACHINE.record.uploads.append(size)
-        self._submit(lambda: ctypes.memmove(self.ptr, mem, size), stream)
+        self._submit(stream, ctypes.memmove, self.ptr, mem, size)
 
     def copy_to_host_async(self, mem: int, size: int, stream=None) -> None:
         self._check(mem, size)
         MACHINE.record.downloads.append(size)
-        self._submit(lambda: ctypes.memmove(mem, self.ptr, size), stream)
+        self._submit(stream, ctypes.memmove, mem, self.ptr, size)
 
     def memset_async(self, value: int, size: int, stream=None) -> None:
-        self._submit(lambda: ctypes.memset(self.ptr, value, size), stream)
+        self._submit(stream, ctypes.memset, self.ptr, value, size)
 
-    def _submit(self, work, stream) -> None:
-        (stream or get_current_stream()).submit(work)
+    def _submit(self, stream, *work) -> None:
+        stream = stream or get_current_stream()
+        # CuPy's pool gives memory that was let go of to later work of the stream it was made on:
+        # there, what is under way may still use it. Nothing keeps it for other streams.
+        kept = self._owner if stream is self._owner._stream else None
+        stream.submit(functools.partial(_run, kept, *work))
 
     def _check(self, mem: int, size: int) -> None:
         if not PINNED.holds(mem, size):
@@ -50,11 +55,18 @@ class MemoryPointer:
             raise ValueError(f"a copy of {size} bytes runs past the end of the device array")
 
 
+def _run(kept: ndarray | None, function, *arguments) -> None:
+    """Do queued work; its arguments are addresses, and in one array ``kept`` until now."""
+    function(*arguments)
+
+
 class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     """An array in the memory of an emulated device, as strict with the host's as CuPy's."""
 
     def __array_finalize__(self, parent: object) -> None:
-        self._device_id = parent._device_id if isinstance(parent, ndarray) else MACHINE.device
+        is_view = isinstance(parent, ndarray)
+        self._device_id = parent._device_id if is_view else MACHINE.device
+        self._stream = parent._stream if is_view else get_current_stream()
 
     @property
     def device(self) -> Device:
