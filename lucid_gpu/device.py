@@ -143,7 +143,7 @@ def is_array(value: object) -> bool:
 
 def of(array: Array) -> str:
     """Return the name of the device that holds ``array``."""
-    return f"cuda:{array.device.id}" if is_cupy(array) else "cpu"
+    return f"cuda:{array.data.device_id}" if is_cupy(array) else "cpu"
 
 
 def module(device: str) -> Any:
@@ -179,7 +179,7 @@ def are_alike(array: Any, other: Array) -> bool:
         type(array) is type(other)
         and array.shape == other.shape
         and array.dtype == other.dtype
-        and (type(array) is np.ndarray or array.device == other.device)
+        and (type(array) is np.ndarray or array.data.device_id == other.data.device_id)
     )
 
 
