@@ -193,10 +193,13 @@ def as_array(value: Any) -> Array | None:
     if isinstance(value, np.generic):
         return np.asarray(value)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        on_host = value.__dlpack_device__()[0] == 1
+        on_host = value.__dlpack_device__()[0] in DLPACK_HOSTS
         return (np if on_host else cupy()).from_dlpack(value)
     return None
 
+
+DLPACK_HOSTS = (1, 3)
+"""DLPack's device types of host memory: plain, and pinned by CUDA."""
 
 STRIDED, C_ORDER, F_ORDER = 1, 2, 4
 

@@ -79,14 +79,16 @@ class Copies:
                 _device.cupy().cuda.get_current_stream().wait_event(event)
 
     def _launch(self, home: str) -> None:
+        cuda = _device.cupy().cuda
         stream, (mark, word) = self._streams[home], self._marks[home]
         with _device.on(home):
-            stream.wait_event(_device.cupy().cuda.get_current_stream().record())
+            stream.wait_event(cuda.get_current_stream().record())
             for source, target in self._pairs[home]:
                 _copy(source, target, stream)
             mark.data.memset_async(1, mark.nbytes, stream)
             _copy(mark, word, stream)
-            self._arrived[home] = stream.record()
+            # Who waits for it sleeps: by default, CUDA keeps a core busy with waiting.
+            self._arrived[home] = stream.record(cuda.Event(block=True, disable_timing=True))
 
     def _release(self) -> None:
         while not self.are_done:

@@ -139,6 +139,7 @@ def _staging(nbytes: int) -> Iterator[tuple[Any, list[Any], list[tuple[int, int]
     The buffers return to CuPy's pinned pool, which hands them out again at once: even after an
     interrupt, they are not let go before the stream is done with them.
     """
+    device = _device.cupy().cuda.Device()
     stream = _device.cupy().cuda.get_current_stream()
     size = min(nbytes, STAGING_BYTES)
     bounds = [(start, min(start + size, nbytes)) for start in range(0, nbytes, max(size, 1))]
@@ -146,7 +147,8 @@ def _staging(nbytes: int) -> Iterator[tuple[Any, list[Any], list[tuple[int, int]
     try:
         yield stream, buffers, bounds
     finally:
-        stream.synchronize()
+        with device:  # a default stream is that of the current device
+            stream.synchronize()
 
 
 def host_chunks(array: Array) -> Iterator[np.ndarray[Any, Any]]:

@@ -106,6 +106,15 @@ def test_an_array_of_another_framework_shares_its_memory():
     assert np.shares_memory(_device.as_array(Foreign(array)), array)
 
 
+def test_pinned_memory_of_another_framework_is_an_array_of_the_host():
+    class Pinned(Foreign):
+        def __dlpack_device__(self):
+            return 3, 0
+
+    array = np.arange(3.0)
+    assert np.shares_memory(_device.as_array(Pinned(array)), array)
+
+
 def test_a_number_of_numpy_is_an_array_and_other_things_are_none():
     assert _device.as_array(np.float32(2)).shape == ()
     assert _device.as_array([1.0]) is None

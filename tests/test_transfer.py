@@ -93,6 +93,17 @@ def test_an_interrupted_copy_waits_before_it_lets_go_of_its_buffers(emulated):
     assert buffer.tolist() == list(range(8))
 
 
+def test_an_interrupted_download_waits_for_the_device_it_comes_from(emulated, monkeypatch):
+    monkeypatch.setattr(transfer, "STAGING_BYTES", 8)
+    there = transfer.copy(np.arange(100, dtype=np.uint8), "cuda:1")
+    emulated.lazy = True
+    chunks = transfer.host_chunks(there)
+    next(chunks)
+    assert not emulated.default_stream(1).done
+    chunks.close()
+    assert emulated.default_stream(1).done
+
+
 def test_a_copy_within_a_device_is_another_array(accelerator):
     there = transfer.copy(np.arange(6.0).reshape(2, 3), accelerator)
     for source in (there, there.T, there[:, ::2]):

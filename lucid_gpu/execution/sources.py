@@ -40,4 +40,5 @@ def joined(*kernels: str | Path) -> str:
             path = kernel_directory() / f"{kernel}.cuh"
         text = path.read_text(encoding="utf-8").replace("#pragma once\n", "\n")
         parts.append(f'#line 1 "kernels/{path.name}"\n{text}')
-    return "\n".join(parts)
+    # CuPy writes the text to a file in the encoding of the locale.
+    return "\n".join(parts).encode("ascii", "replace").decode()

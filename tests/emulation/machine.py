@@ -177,7 +177,8 @@ class Stream:
 
     def synchronize(self) -> None:
         MACHINE.note_synchronization()
-        self.drain()
+        # A default stream is whichever one the current device has.
+        (MACHINE.default_stream(MACHINE.device) if self.is_default else self).drain()
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()

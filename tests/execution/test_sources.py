@@ -44,10 +44,16 @@ def test_a_damaged_package_says_where_it_looked_and_what_to_do(package):
 def test_compilers_report_the_lines_of_the_files():
     lines = joined("rule", "adam", "fused_step").splitlines()
     for name in ("rule", "adam", "fused_step"):
-        file = (kernel_directory() / f"{name}.cuh").read_text().splitlines()
+        text = (kernel_directory() / f"{name}.cuh").read_text(encoding="utf-8")
+        file = text.encode("ascii", "replace").decode().splitlines()
         start = lines.index(f'#line 1 "kernels/{name}.cuh"') + 1
         expected = ["" if line == "#pragma once" else line for line in file]
         assert lines[start : start + len(file)] == expected
+
+
+def test_the_text_fits_any_locale():
+    assert not (kernel_directory() / "adam.cuh").read_text(encoding="utf-8").isascii()
+    assert joined("rule", "adam", "fused_step").isascii()
 
 
 def test_each_file_is_there_once():
