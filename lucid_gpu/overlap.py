@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,8 @@ class Copies:
         pairs: source and target of each: one is on a device, the other in pinned memory; they are
             contiguous in the same order, and have the same number of bytes.
         keep: True keeps the arrays until all have arrived, whoever lets go of them, and no longer.
-            The pools of CuPy would hand out their memory while it is still read or written.
+            The pools of CuPy would hand out their memory while it is still read or written. False
+            has whoever lets go of the copies wait for them.
     """
 
     def __init__(self, pairs: Iterable[tuple[Array, Array]], keep: bool = False) -> None:
@@ -55,6 +57,8 @@ class Copies:
                 self._launch(home)
             if keep and self._pairs:
                 threading.Thread(target=self._release, daemon=True).start()
+            elif self._pairs:
+                weakref.finalize(self, _wait_for, list(self._arrived.values())).atexit = False
         except BaseException:
             for stream in self._streams.values():
                 stream.synchronize()
@@ -67,8 +71,7 @@ class Copies:
 
     def wait(self) -> bool:
         """Wait until all have arrived, and let go of the arrays; True, for then they have."""
-        for event in self._arrived.values():
-            event.synchronize()
+        _wait_for(self._arrived.values())
         self._pairs.clear()
         return True
 
@@ -94,6 +97,11 @@ class Copies:
         while not self.are_done:
             time.sleep(POLL_SECONDS)
         self._pairs.clear()
+
+
+def _wait_for(events: Iterable[Any]) -> None:
+    for event in events:
+        event.synchronize()
 
 
 def _copy(source: Array, target: Array, stream: Any) -> None:

@@ -57,6 +57,15 @@ def test_a_fault_leaves_no_copy_under_way(emulated, monkeypatch, fault):
     assert all(stream.done for stream in emulated.streams if not stream.is_default)
 
 
+def test_copies_that_nobody_keeps_are_waited_for_before_they_are_let_go(emulated):
+    given = pairs("cuda:0")
+    emulated.lazy = True
+    copies = Copies(given)
+    assert not all(stream.done for stream in emulated.streams)
+    del copies
+    assert all(stream.done for stream in emulated.streams if not stream.is_default)
+
+
 def test_no_copies_are_done_at_once(emulated):
     copies = Copies([], keep=True)
     assert copies.are_done
