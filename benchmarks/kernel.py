@@ -75,7 +75,9 @@ class Variation:
             )
             kernel = module.get_function(name)
             kernels.append(kernel)
-            return lambda grid, _block, arguments: kernel(grid, (self.threads,), arguments)
+            return lambda grid, _block, *rest, **named: kernel(
+                grid, (self.threads,), *rest, **named
+            )
 
         build = partial(plan.build, chunk_elements=self.chunk_elements)
         with (

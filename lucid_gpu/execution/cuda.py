@@ -129,6 +129,10 @@ class FusedLaunch:
         nbytes = plan.scalars.nbytes
         self._split = -(-nbytes // 16) * 16
         self._table = _Table(self._split + 8 * len(plan.tensors))
+        self._streams = [cp.cuda.get_current_stream()] * 2  # made on, last used on
+        tables = self._chunks, self._tensors, self._table.device
+        home = device.of(self._chunks)
+        weakref.finalize(self, _retire, home, self._streams, tables).atexit = False
         self._scalars = self._table.host[:nbytes].view(work.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
         self._argument = np.zeros((), _plan.ARGUMENT)
@@ -168,9 +172,9 @@ class FusedLaunch:
         else:
             self._carried[:] = _in_a_row(scalars, self._carried.dtype)
             if self._gradients_moved:
-                self._table.upload(self._split, len(self._table.host))
+                self._table.upload(self._split, len(self._table.host), self._stream())
                 self._gradients_moved = False
-        self._launch()
+        self._launch(self._stream())
 
     def capture(self) -> None:
         """Launch the kernel with scalars that :meth:`upload` brings."""
@@ -178,7 +182,7 @@ class FusedLaunch:
             return
         self._argument["table"] = self._table.device.data.ptr
         try:
-            self._launch()
+            self._launch(self._stream())
         finally:
             if self._carried is not None:
                 self._argument["table"] = 0
@@ -190,15 +194,22 @@ class FusedLaunch:
         values = _in_a_row(scalars, self._scalars.dtype)
         are_new = not np.array_equal(values, self._scalars)
         self._scalars[:] = values
+        stream = self._stream()
         if self._gradients_moved:
-            self._table.upload(0, len(self._table.host))
+            self._table.upload(0, len(self._table.host), stream)
         elif are_new:
-            self._table.upload(0, self._split)
+            self._table.upload(0, self._split, stream)
         self._gradients_moved = False
 
-    def _launch(self) -> None:
+    def _stream(self) -> Any:
+        """Return the current stream, on which the tables are used from now on."""
+        stream = self._streams[-1] = device.cupy().cuda.get_current_stream()
+        return stream
+
+    def _launch(self, stream: Any) -> None:
         if self._plan is not None and len(self._plan.chunks):
-            self._kernel((len(self._plan.chunks),), (THREADS,), (self._by_value,))
+            grid = (len(self._plan.chunks),)
+            self._kernel(grid, (THREADS,), (self._by_value,), stream=stream)
 
 
 class StridedLaunches:
@@ -235,7 +246,7 @@ class _Table:
         cp = device.cupy()
         self.host = np.zeros(nbytes, np.uint8)
         self.device = cp.zeros(nbytes, np.uint8)
-        _release_stages()
+        _release_retired()
         self._stages = [transfer.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
         self._addresses = [stage.ctypes.data for stage in self._stages]  # each look takes a µs
         self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
@@ -243,14 +254,13 @@ class _Table:
         retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
         retire.atexit = False
 
-    def upload(self, start: int, stop: int) -> None:
-        """Copy bytes of the host table to the device, on the current stream."""
+    def upload(self, start: int, stop: int, stream: Any) -> None:
+        """Copy bytes of the host table to the device."""
         turn = self._uploads % STAGES
         if self._uploads >= STAGES:
             self._read[turn].synchronize()
         nbytes = stop - start
         self._stages[turn][:nbytes] = self.host[start:stop]
-        stream = device.cupy().cuda.get_current_stream()
         target = self.device.data + start
         target.copy_from_host_async(self._addresses[turn], nbytes, stream)
         self._read[turn].record(stream)
@@ -258,14 +268,44 @@ class _Table:
 
 
 _retired: deque[tuple[Any, Any]] = deque()
-"""Stages of tables that are gone, and the events after which no copy reads them.
+"""Memory of plans that are gone, and events after which the device no longer reads it.
 
-CuPy's pool would hand out their memory at once, to be refilled while the device still reads it.
+CuPy's pools would hand out at once what is pinned, and to later work of the stream it was made on
+what is on the device.
 """
 
 
-def _release_stages() -> None:
-    """Let go of the retired stages that the device has read."""
+def _retire(home: str, streams: Sequence[Any], tables: Any) -> None:
+    """Keep tables that were last used on another stream than they were made on."""
+    made, used = streams
+    if made.ptr != used.ptr:
+        _retired.append((_Passed(home, used), tables))
+
+
+class _Passed:
+    """An event behind all that is on a stream, recorded when it is first looked at.
+
+    Not when the tables are let go: the stream may be recording a graph, of which it must not be
+    a part.
+    """
+
+    def __init__(self, home: str, stream: Any) -> None:
+        self._home, self._stream = home, stream
+        self._event: Any = None
+
+    @property
+    def done(self) -> bool:
+        if self._event is None:
+            if self._stream.is_capturing():
+                return False
+            with device.on(self._home):
+                event = device.cupy().cuda.Event(disable_timing=True)
+                self._event = self._stream.record(event)
+        return bool(self._event.done)
+
+
+def _release_retired() -> None:
+    """Let go of what the device has read."""
     for _ in range(len(_retired)):
         with suppress(IndexError):  # another thread took the last one
             event, stage = _retired.popleft()

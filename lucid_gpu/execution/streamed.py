@@ -110,18 +110,17 @@ class _StreamedLaunch(FusedLaunch):
         if self._plan is not None:
             super().move_gradients(addresses[self._tensor] + self._offset)
 
-    def _launch(self) -> None:
+    def _launch(self, stream: Any) -> None:
         """Launch all windows, without waiting for one."""
-        compute = device.cupy().cuda.get_current_stream()
         for berth, copies, chunks, blocks in self._loads:
             self._up.wait_event(berth.emptied)
             for copy in copies:
                 copy.device.copy_from_host_async(copy.host, copy.nbytes, self._up)
             berth.filled.record(self._up)
-            compute.wait_event(berth.filled)
+            stream.wait_event(berth.filled)
             self._argument["chunks"] = chunks
-            self._kernel((blocks,), (THREADS,), (self._by_value,))
-            berth.updated.record(compute)
+            self._kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
+            berth.updated.record(stream)
             self._down.wait_event(berth.updated)
             for copy in copies:
                 copy.device.copy_to_host_async(copy.host, copy.nbytes, self._down)

@@ -43,9 +43,7 @@ class MemoryPointer:
 
     def _submit(self, stream, *work) -> None:
         stream = stream or get_current_stream()
-        # CuPy's pool gives memory that was let go of to later work of the stream it was made on:
-        # there, what is under way may still use it. Nothing keeps it for other streams.
-        kept = self._owner if stream is self._owner._stream else None
+        kept = self._owner if stream is self._owner._stream else None  # as in `pointed_at`
         stream.submit(functools.partial(_run, kept, *work))
 
     def _check(self, mem: int, size: int) -> None:
@@ -115,20 +113,26 @@ def new(host: np.ndarray) -> ndarray:
     """Return memory of the host as a newly allocated array of the current device."""
     MACHINE.note_allocation()
     _ALLOCATED[host.ctypes.data] = host
+    _MADE_ON[host.ctypes.data] = get_current_stream()
     array = host.view(ndarray)
     array._device_id = MACHINE.device
     return array
 
 
 _ALLOCATED: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+_MADE_ON: dict[int, object] = {}
 
 
-def pointed_at(words: np.ndarray) -> list[np.ndarray]:
-    """Return the allocations into which any of ``words`` points, if it is an address."""
+def pointed_at(words: np.ndarray, stream) -> list[np.ndarray]:
+    """Return what was allocated on ``stream`` and has one of ``words`` as an address.
+
+    CuPy's pool gives memory that was let go of to later work of the stream it was made on: there,
+    what is under way may still use it. Nothing keeps it for other streams.
+    """
     return [
         host
         for start, host in list(_ALLOCATED.items())
-        if ((words >= start) & (words < start + host.nbytes)).any()
+        if _MADE_ON[start] is stream and ((words >= start) & (words < start + host.nbytes)).any()
     ]
 
 

@@ -48,21 +48,21 @@ class RawKernel:
         self._name, self._function = name, function
         self._function.restype = ctypes.c_bool
 
-    def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
+    def __call__(self, grid: tuple, block: tuple, args: tuple, *, stream=None) -> None:
+        stream = stream or get_current_stream()
         if not all(isinstance(argument, tuple) for argument in (grid, block, args)):
             raise TypeError("grid, block and args must be tuples")
         values = [_by_value(argument) for argument in args]
         pointers = (ctypes.c_void_p * len(args))(*map(ctypes.addressof, values))
 
-        # CuPy's pool gives memory that was let go of to later work of the stream only.
         words = [np.frombuffer(value, np.uint64, len(value) // 8) for value in values]
-        tables = list(map(pointed_at, words))
+        tables = [pointed_at(own, stream) for own in words]
 
         def run(keep=(values, tables)) -> None:
             _raise_if_misaligned(self._function(grid[0], block[0], pointers))
 
         MACHINE.record.launches.append(Launch(MACHINE.device, self._name, grid[0]))
-        get_current_stream().submit(run)
+        stream.submit(run)
 
 
 def _by_value(argument) -> ctypes.Array:

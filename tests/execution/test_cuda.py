@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -248,6 +249,69 @@ def test_the_device_reads_the_stages_of_a_plan_that_was_replaced(emulated):
                 param.grad = grad
     for param, twin in zip(params, twins, strict=True):
         np.testing.assert_array_equal(param.numpy(), twin.numpy())
+
+
+def replace_plan(optimizer, params, number):
+    params[number % 2].grad, params[1 - number % 2].grad = None, params[1 - number % 2].data
+    optimizer.step()
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_tables_stay_while_another_stream_than_their_own_reads_them(emulated, is_captured):
+    import cupy
+
+    params = make("cuda:0", (4, 4))
+    optimizer = SGD(params, lr=1.0)
+    optimizer.step()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    emulated.lazy = True
+    with stream:
+        if is_captured:
+            stream.begin_capture()
+            optimizer.step()
+            graph = stream.end_capture()
+            optimizer.before_replay()
+            graph.launch(stream)
+        else:
+            optimizer.step()
+    fused = optimizer._roster.batches[0].executor._fused
+    tables = [weakref.ref(table) for table in (fused._chunks, fused._tensors, fused._table.device)]
+    del fused
+    optimizer._captured = None
+    for number in range(2):
+        replace_plan(optimizer, params, number)
+        assert all(table() is not None for table in tables)
+    stream.synchronize()
+    replace_plan(optimizer, params, 2)
+    assert all(table() is None for table in tables)
+
+
+def test_tables_that_only_their_own_stream_reads_go_at_once(emulated):
+    params = make("cuda:0", (4, 4))
+    optimizer = SGD(params, lr=1.0)
+    optimizer.step()
+    chunks = weakref.ref(optimizer._roster.batches[0].executor._fused._chunks)
+    replace_plan(optimizer, params, 0)
+    assert chunks() is None
+
+
+def test_tables_of_a_stream_that_records_a_graph_stay_until_it_is_done(emulated):
+    import cupy
+
+    params, others = make("cuda:0", (4, 4)), make("cuda:0", (4,))
+    optimizer, other = SGD(params, lr=1.0), SGD(others, lr=1.0)
+    optimizer.step()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        optimizer.step()
+        chunks = weakref.ref(optimizer._roster.batches[0].executor._fused._chunks)
+    replace_plan(optimizer, params, 0)
+    stream.begin_capture()
+    cuda._release_retired()
+    assert chunks() is not None
+    stream.end_capture()
+    other.step()
+    assert chunks() is None
 
 
 def test_stages_that_were_read_go_back_to_the_pool(emulated):
