@@ -93,7 +93,8 @@ class Placed:
         them; reading a slot waits for its arrival. The memory goes back to CuPy's pool when the
         copies are done; ``cupy.get_default_memory_pool().free_all_blocks()`` hands it on to other
         libraries. The host memory is kept for the next time: the first call takes longer, because
-        it allocates it. State of parameters on the CPU stays.
+        it allocates it, and so does one that finds it still read by a :meth:`reload`. State of
+        parameters on the CPU stays.
 
         A fused optimizer can step all the same: see ``state_device`` of its constructor, which is
         the same place from the start. Others need :meth:`reload` first. Graphs that captured a

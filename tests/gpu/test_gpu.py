@@ -58,9 +58,9 @@ def test_a_step_is_one_launch_for_each_dtype(cp, monkeypatch):
         def __init__(self, kernel):
             self.kernel = kernel
 
-        def __call__(self, *arguments):
+        def __call__(self, *arguments, **options):
             launches.append(arguments)
-            self.kernel(*arguments)
+            self.kernel(*arguments, **options)
 
     compiled = cuda._compiled
     monkeypatch.setattr(cuda, "_compiled", lambda *key: Counted(compiled(*key)))
@@ -166,6 +166,16 @@ def test_tensors_of_more_than_2_to_the_31_elements(cp):
     param.grad = cp.ones(size, np.float32)
     SGD([param], lr=0.5).step()
     assert float(param.data.min()) == float(param.data.max()) == -0.5
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(np.float32, False), (np.float64, True)])
+def test_float32_below_the_normal_range_counts_as_zero(cp, dtype, kept):
+    tiny = np.array([np.finfo(dtype).tiny / 2], dtype)
+    for device in ("cuda:0", "cpu"):
+        param = Parameter(tiny, device=device)
+        param.grad = param.data * 0
+        SGD([param], lr=1.0).step()
+        assert param.numpy()[0] == (tiny[0] if kept or device == "cpu" else 0)
 
 
 def test_two_gpus_step_together(cp):
