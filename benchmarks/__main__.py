@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,7 @@ def questions() -> dict[str, ModuleType]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status: 1 if a question failed."""
     known = questions()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser(list(known))
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     minutes = options.minutes or MINUTES["cpu" if home == "cpu" else "cuda"]
     shares = sum(module.SHARE for module in known.values())
     command = " ".join(["python -m benchmarks", *arguments])
+    status = 0
     for name in options.questions or known:
         question = known[name]
         seconds = 60 * minutes * question.SHARE / shares
@@ -53,13 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: not on this machine: {reason}")
             shares -= question.SHARE  # the others take its time
             continue
+        except Exception:  # noqa: BLE001 - the others may still have an answer
+            traceback.print_exc()
+            status = 1
+            continue
         recorded = results.to_json(report, command)
         path = results.write(recorded, options.results)
         title = f"{question.QUESTION} {recorded['device']['name']}, {recorded['date'][:10]}"
         table.show(report, title)
         plot.save(report, question, title, path.with_suffix(".png"))
         print(f"{path}, {path.with_suffix('.png').name} ({time.monotonic() - started:.0f} s)\n")
-    return 0
+    return status
 
 
 def _parser(known: list[str]) -> argparse.ArgumentParser:

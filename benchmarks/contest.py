@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,7 @@ def hold(
     task = Task(workload, contest.rule, options.device, contest.sets)
     result: list[Measurement] = []
     takers: dict[tuple[str, str], Sample] = {}
+    failed: dict[str, str] = {}
     for name in contest.contenders:
         if name in contest.skipped:
             missing = contest.skipped[name]
@@ -79,6 +81,8 @@ def hold(
                 raise
             result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
         else:
+            if name != OURS:
+                own = {metric: _guarded(name, sample, failed) for metric, sample in own.items()}
             takers |= {(name, metric): sample for metric, sample in own.items()}
     samples = interleaved(
         takers,
@@ -86,6 +90,7 @@ def hold(
         at_least=2 if options.quick else 3,
         at_most=2 if options.quick else 30,
     )
+    result += [Measurement(contest.label, name, [], missing=why) for name, why in failed.items()]
     result += [
         Measurement(
             contest.label,
@@ -97,10 +102,25 @@ def hold(
             note=workload.note,
         )
         for (name, metric), taken in samples.items()
+        if name not in failed
     ]
     del task, takers
     release(options.device)
     return result
+
+
+def _guarded(name: str, sample: Sample, failed: dict[str, str]) -> Sample:
+    """Return what takes samples of a peer until it fails, and then notes why in ``failed``."""
+
+    def take() -> float:
+        if name not in failed:
+            try:
+                return sample()
+            except FAILURES as error:
+                failed[name] = why_missing(error)
+        return math.nan
+
+    return take
 
 
 def hold_all(

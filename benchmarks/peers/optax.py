@@ -27,7 +27,8 @@ class Optax(Contender):
         self._sets = [[self._own(array) for array in grads] for grads in task.grads]
         self.copied = 4 * task.workload.parameters * (1 + len(task.grads))
         self.use_gradients(0)
-        self._state = transform.init(self._params)
+        # On its device, as all later ones: otherwise the second step is compiled anew.
+        self._state = self._jax.device_put(transform.init(self._params), self._params[0].sharding)
 
         def update(params: Any, state: Any, grads: Any) -> Any:
             updates, state = transform.update(grads, state, params)

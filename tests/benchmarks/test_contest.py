@@ -54,6 +54,26 @@ def test_a_peer_that_fails_is_missing_with_its_error(monkeypatch):
     assert hold("ours", "torch fused")["torch fused"].missing == "MemoryError: too large"
 
 
+def test_a_peer_that_fails_later_is_missing_and_the_others_are_measured():
+    def samplers(name, contender):
+        counter = itertools.count()
+
+        def later():
+            if name != "ours" and next(counter) == 2:
+                raise MemoryError("too large by now")
+            return 1.0
+
+        return {"wall": later, "host": lambda: 0.5}
+
+    task = Contest("label", WORK, ADAM, ["ours", "array expressions"])
+    measurements = contest.hold(task, QUICK, 0.1, samplers)
+    assert [(m.contender, m.samples, m.missing) for m in measurements] == [
+        ("array expressions", [], "MemoryError: too large by now"),
+        ("ours", [1.0, 1.0], ""),
+        ("ours", [0.5, 0.5], ""),
+    ]
+
+
 def test_a_failure_of_ours_is_none_to_report_but_to_mend(monkeypatch):
     monkeypatch.setitem(peers.BUILDERS, "ours", raising(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):

@@ -76,6 +76,19 @@ def test_a_question_that_the_machine_cannot_answer_says_why(question, tmp_path, 
     assert not any(tmp_path.iterdir())
 
 
+def test_a_question_that_fails_does_not_keep_the_others_from_being_answered(
+    question, monkeypatch, tmp_path, capsys
+):
+    def run(options):
+        raise MemoryError("no more")
+
+    broken = types.SimpleNamespace(NAME="broken", QUESTION="?", SHARE=1, run=run)
+    monkeypatch.setattr(command, "questions", lambda: {"broken": broken, "speed": question})
+    assert command.main(["--device", "cpu", "--results", str(tmp_path)]) == 1
+    assert "MemoryError: no more" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("*-speed.json"))) == 1
+
+
 def test_an_unknown_question_is_an_error_that_lists_the_known(question, capsys):
     with pytest.raises(SystemExit):
         command.main(["sped"])
