@@ -82,7 +82,7 @@ def hold(
             result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
         else:
             if name != OURS:
-                own = {metric: _guarded(name, sample, failed) for metric, sample in own.items()}
+                own = {metric: guarded(name, sample, failed) for metric, sample in own.items()}
             takers |= {(name, metric): sample for metric, sample in own.items()}
     samples = interleaved(
         takers,
@@ -109,8 +109,14 @@ def hold(
     return result
 
 
-def _guarded(name: str, sample: Sample, failed: dict[str, str]) -> Sample:
-    """Return what takes samples of a peer until it fails, and then notes why in ``failed``."""
+def guarded(name: str, sample: Sample, failed: dict[str, str]) -> Sample:
+    """Return what takes samples of a peer until it fails, and from then on NaN.
+
+    Args:
+        name: the peer.
+        sample: takes a sample.
+        failed: for each peer that failed, why; shared by all its samples.
+    """
 
     def take() -> float:
         if name not in failed:

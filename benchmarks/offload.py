@@ -66,23 +66,31 @@ def _compare(workload: Workload, options: Options, seconds: float) -> Iterator[M
     deadline = time.monotonic() + seconds
     size = workload.tiny() if options.quick else workload
     takers: dict[tuple[str, str], Sample] = {}
+    failed: dict[str, str] = {}
     with device.on(options.device):
         task = Task(size, ADAM, options.device)
         for contender in (_Limit, _Ours, _Torch):
             try:
-                takers |= contender(task).samples()
+                own = contender(task).samples()
             except (Unavailable, *contest.FAILURES) as error:
                 if contender is _Ours:
                     raise
-                reason = contest.why_missing(error)
-                yield Measurement(workload.name, contender.name, [], missing=reason)
+                failed[contender.name] = contest.why_missing(error)
+                continue
+            if contender is not _Ours:
+                own = {key: contest.guarded(key[0], own[key], failed) for key in own}
+            takers |= own
         samples = interleaved(
             takers,
             deadline - time.monotonic(),
             at_least=2 if options.quick else 3,
             at_most=2 if options.quick else 20,
         )
+    for name, reason in failed.items():
+        yield Measurement(workload.name, name, [], missing=reason)
     for (name, metric), taken in samples.items():
+        if name in failed:
+            continue
         traffic = STATE_BYTES * size.parameters * CROSSINGS.get(metric, 0)
         yield Measurement(workload.name, name, taken, metric, "s", size.parameters, traffic)
 

@@ -28,6 +28,7 @@ def test_every_module_that_is_a_question_is_found():
     found = command.questions()
     assert {"step", "host", "memory", "checkpoint", "offload"} <= set(found)
     assert all(name == module.NAME and callable(module.run) for name, module in found.items())
+    assert next(iter(found)) == "step"
 
 
 def test_a_run_writes_json_and_plot_and_prints_a_table(question, tmp_path, capsys):

@@ -123,6 +123,17 @@ def test_offload_measures_both_ways_steps_and_what_other_work_notices(gpu):
     assert step_there.traffic == 16 * step_there.parameters
 
 
+def test_offload_goes_on_without_a_peer_that_fails_while_it_is_measured(gpu, monkeypatch):
+    def fail(contender):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(offload._Limit, "step", fail)
+    report = offload.run(QUICK)
+    assert set(samples(report, offload.STEP)) == {"ours"}
+    missing = {m.contender: m.missing for m in report.measurements if m.missing}
+    assert missing["limit"] == "MemoryError: no more"
+
+
 def test_kernel_compares_all_variations(gpu):
     report = kernel.run(QUICK)
     assert set(samples(report, "device")) == {*kernel.VARIATIONS, "limit"}
