@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -13,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu import device, transfer
+from lucid_gpu import device
 from lucid_gpu.execution import plan as _plan
+from lucid_gpu.execution import tables
 from lucid_gpu.execution.plan import Plan, Rule, Work
 from lucid_gpu.execution.sources import joined
 
@@ -23,9 +22,6 @@ THREADS = 256
 
 OPTIONS = ("--fmad=false",)
 """Without fused multiply-add, so that CUDA and NumPy agree to the bit."""
-
-STAGES = 16
-"""How many steps the host may run ahead of the device before it waits for a table to be copied."""
 
 
 class CudaExecutor:
@@ -128,11 +124,11 @@ class FusedLaunch:
         self._tensors = cp.array(plan.tensors.view(np.uint8))
         nbytes = plan.scalars.nbytes
         self._split = -(-nbytes // 16) * 16
-        self._table = _Table(self._split + 8 * len(plan.tensors))
+        self._table = tables.Table(self._split + 8 * len(plan.tensors))
         self._streams = [cp.cuda.get_current_stream()] * 2  # made on, last used on
-        tables = self._chunks, self._tensors, self._table.device
+        memory = self._chunks, self._tensors, self._table.device
         home = device.of(self._chunks)
-        weakref.finalize(self, _retire, home, self._streams, tables).atexit = False
+        weakref.finalize(self, tables.retire, home, self._streams, memory).atexit = False
         self._scalars = self._table.host[:nbytes].view(work.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
         self._argument = np.zeros((), _plan.ARGUMENT)
@@ -234,83 +230,6 @@ class StridedLaunches:
 
     def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
         self._kernels[i](self._work.grads[i], *scalars, self._work.params[i], *slots)
-
-
-class _Table:
-    """Device memory that follows a host table, through pinned copies that take turns.
-
-    A pinned copy is refilled only once the device has read it, so the host may run ahead.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        cp = device.cupy()
-        self.host = np.zeros(nbytes, np.uint8)
-        self.device = cp.zeros(nbytes, np.uint8)
-        _release_retired()
-        self._stages = [transfer.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
-        self._addresses = [stage.ctypes.data for stage in self._stages]  # each look takes a µs
-        self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
-        self._uploads = 0
-        retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
-        retire.atexit = False
-
-    def upload(self, start: int, stop: int, stream: Any) -> None:
-        """Copy bytes of the host table to the device."""
-        turn = self._uploads % STAGES
-        if self._uploads >= STAGES:
-            self._read[turn].synchronize()
-        nbytes = stop - start
-        self._stages[turn][:nbytes] = self.host[start:stop]
-        target = self.device.data + start
-        target.copy_from_host_async(self._addresses[turn], nbytes, stream)
-        self._read[turn].record(stream)
-        self._uploads += 1
-
-
-_retired: deque[tuple[Any, Any]] = deque()
-"""Memory of plans that are gone, and events after which the device no longer reads it.
-
-CuPy's pools would hand out at once what is pinned, and to later work of the stream it was made on
-what is on the device.
-"""
-
-
-def _retire(home: str, streams: Sequence[Any], tables: Any) -> None:
-    """Keep tables that were last used on another stream than they were made on."""
-    made, used = streams
-    if made.ptr != used.ptr:
-        _retired.append((_Passed(home, used), tables))
-
-
-class _Passed:
-    """An event behind all that is on a stream, recorded when it is first looked at.
-
-    Not when the tables are let go: the stream may be recording a graph, of which it must not be
-    a part.
-    """
-
-    def __init__(self, home: str, stream: Any) -> None:
-        self._home, self._stream = home, stream
-        self._event: Any = None
-
-    @property
-    def done(self) -> bool:
-        if self._event is None:
-            if self._stream.is_capturing():
-                return False
-            with device.on(self._home):
-                event = device.cupy().cuda.Event(disable_timing=True)
-                self._event = self._stream.record(event)
-        return bool(self._event.done)
-
-
-def _release_retired() -> None:
-    """Let go of what the device has read."""
-    for _ in range(len(_retired)):
-        with suppress(IndexError):  # another thread took the last one
-            event, stage = _retired.popleft()
-            if not event.done:
-                _retired.append((event, stage))
 
 
 def _in_a_row(scalars: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -98,4 +98,4 @@ def _forget() -> None:
     lucid_gpu.device._probe.cache_clear()
     lucid_gpu.execution.cuda._compiled.cache_clear()
     lucid_gpu.execution.cuda._elementwise.cache_clear()
-    lucid_gpu.execution.cuda._retired.clear()
+    lucid_gpu.execution.tables._retired.clear()
