@@ -9,7 +9,7 @@ import pytest
 
 from lucid_gpu import Parameter, transfer
 from lucid_gpu import device as _device
-from lucid_gpu.execution import cuda, streamed, tables
+from lucid_gpu.execution import cuda, plan, streamed, tables
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 
@@ -99,6 +99,14 @@ def test_later_steps_compile_nothing(cp, monkeypatch):
     optimizer.step()
 
 
+@pytest.fixture(params=["carried", "table"])
+def _scalars(request, monkeypatch):
+    """Have launches carry their scalars, or read them from a table."""
+    if request.param == "table":
+        monkeypatch.setattr(plan, "CARRIED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("_scalars")
 def test_a_step_does_not_wait_for_the_device(cp, busy):
     optimizer = Adam(make(cp))
     optimizer.step()
@@ -110,6 +118,7 @@ def test_a_step_does_not_wait_for_the_device(cp, busy):
     cp.cuda.get_current_stream().synchronize()
 
 
+@pytest.mark.usefixtures("_scalars")
 def test_a_host_that_runs_ahead_overwrites_nothing(cp, busy):
     params = make(cp)
     twins = [Parameter(param.numpy().copy()) for param in params]
