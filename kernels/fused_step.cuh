@@ -20,10 +20,10 @@ struct Tensor {
   int variant;             // which of the kernel's rules
 };
 
-// The one argument. Rows of scalars come with the launch; more of them than it can carry, or those
-// of a launch that a graph repeats, come from a table.
+// The one argument of the kernel. Rows of scalars come with the launch; more of them than it can
+// carry, or those of a launch that a graph repeats, come from a table.
 template <int slots>
-struct Plan {
+struct Argument {
   const Chunk* chunks;
   const Tensor<slots>* tensors;
   const void* const* grads;
@@ -136,13 +136,13 @@ struct Step {
 
 // Runs the chunk with the rule at position `index`; the whole block takes the same branch.
 template <int index, typename T, typename P, typename G, typename S, class Rule, class... Others>
-__device__ __forceinline__ void dispatch(const Plan<Rule::slots>& plan, const Chunk& chunk,
+__device__ __forceinline__ void dispatch(const Argument<Rule::slots>& argument, const Chunk& chunk,
                                          const Tensor<Rule::slots>& tensor, const void* grad) {
   if constexpr (sizeof...(Others) > 0) {
     if (tensor.variant != index)
-      return dispatch<index + 1, T, P, G, S, Others...>(plan, chunk, tensor, grad);
+      return dispatch<index + 1, T, P, G, S, Others...>(argument, chunk, tensor, grad);
   }
-  Step<Rule, T, P, G, S> step{plan.template row<Rule>(tensor.rule),
+  Step<Rule, T, P, G, S> step{argument.template row<Rule>(tensor.rule),
                               static_cast<P*>(tensor.array[0]) + chunk.start,
                               static_cast<const G*>(grad) + chunk.start,
                               {}};
@@ -155,10 +155,10 @@ __device__ __forceinline__ void dispatch(const Plan<Rule::slots>& plan, const Ch
 // variants that the step needs, all of one family with the same scalars and slots.
 template <typename T, typename P, typename G, typename S, class Rule, class... Others>
 __global__ void __launch_bounds__(kThreads)
-    fused_step(const __grid_constant__ Plan<Rule::slots> plan) {
-  const Chunk chunk = plan.chunks[blockIdx.x];
+    fused_step(const __grid_constant__ Argument<Rule::slots> argument) {
+  const Chunk chunk = argument.chunks[blockIdx.x];
   // Both under way before either is waited for.
-  const Tensor<Rule::slots> tensor = plan.tensors[chunk.tensor];
-  const void* grad = plan.grads[chunk.tensor];
-  dispatch<0, T, P, G, S, Rule, Others...>(plan, chunk, tensor, grad);
+  const Tensor<Rule::slots> tensor = argument.tensors[chunk.tensor];
+  const void* grad = argument.grads[chunk.tensor];
+  dispatch<0, T, P, G, S, Rule, Others...>(argument, chunk, tensor, grad);
 }

@@ -36,7 +36,7 @@ ARGUMENT = np.dtype(
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )
-"""What the kernel is called with, by value: ``Plan`` of the kernel."""
+"""What the kernel is called with, by value: ``Argument`` of the kernel."""
 
 
 class Rule(Protocol):

@@ -114,7 +114,7 @@ def layout_claims(record, struct):
 def test_records_lie_as_the_structs_of_the_kernel(rule):
     compiles(rule, layout_claims(plan.CHUNK, "Chunk"))
     compiles(rule, layout_claims(plan.tensor_record(rule), f"Tensor<{len(rule.slots)}>"))
-    compiles(rule, layout_claims(plan.ARGUMENT, f"Plan<{len(rule.slots)}>"))
+    compiles(rule, layout_claims(plan.ARGUMENT, f"Argument<{len(rule.slots)}>"))
     compiles(rule, [f"kThreads == {cuda.THREADS}"])
 
 
