@@ -25,6 +25,13 @@ from lucid_gpu.execution.plan import Work, common_layout
 BLOCK_ELEMENTS = 1 << 17
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
 
+COMPILED_ELEMENTS = 1 << 19
+"""Elements of a block of compiled code, at most. It passes once, so that caches do not matter, and
+each turn through the interpreter makes the other threads wait."""
+
+FEWEST_BLOCKS = 16
+"""Into which compiled code cuts its work: enough for the threads to end together."""
+
 PACKED_ELEMENTS = 1 << 12
 """Up to this size, copying a tensor into a block with others costs less than a block of its own."""
 
@@ -85,20 +92,21 @@ class CpuExecutor:
         alone = sorted(set(range(len(layouts))).difference(*packs))
         self._alone = [(tensor, layouts[tensor]) for tensor in alone]
         self._is_flat = self._matches(work.grads)
+        elements = sum(param.size for param in work.params)
+        most = elements_of_a_flat_block(elements)
         self._jobs: list[Job] = [
             _Block(work, tensor, region, flat)
             for tensor, flat in zip(alone, self._is_flat, strict=True)
-            for region in _regions(work.params[tensor].shape, flat)
+            for region in _regions(work.params[tensor].shape, flat, most)
         ]
         self._jobs += [_Pack(work, tensors) for tensors in packs]
-        elements = sum(param.size for param in work.params)
         # Each further thread must find enough to do.
         self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
         # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
         self._scalars = np.zeros((len(work.variants), len(work.rule.Scalars._fields)), work.dtype)
         rows = [work.rule.Scalars(*(row[i, ...] for i in range(len(row)))) for row in self._scalars]
-        updates = [native.update_of(work.rule, v, work.dtype) for v in work.variants]
-        self._constants = list(zip(rows, work.variants, updates, strict=True))
+        compiled = [native.compiled_update(work.rule, v, work.dtype) for v in work.variants]
+        self._constants = list(zip(rows, work.variants, compiled, strict=True))
         self._grads: list[Any] = []
         self._take(work.grads)
         work.grads = []
@@ -163,15 +171,16 @@ class _Block:
 
     def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
         rule, param = self._work.rule, self._param
-        scalars, variant, update = constants[self._row]
-        if not self._flat:  # compiled code knows no strides
-            update = rule.update
+        scalars, variant, compiled = constants[self._row]
+        arrays = param, self._cut(grads[self._tensor]), *self._slots
+        if self._flat and compiled is not None:  # compiled code knows no strides
+            compiled(scalars, variant, *arrays)
+            return
         scratch = [
             memory[: param.size].reshape(param.shape)
             for memory in _scratch(rule.scratch, self._work.dtype)
         ]
-        grad = self._cut(grads[self._tensor])
-        update(scalars, variant, param, grad, *self._slots, *scratch)
+        rule.update(scalars, variant, *arrays, *scratch)
 
     def _cut(self, array: Any) -> Any:
         return (_flatten(array) if self._flat else array)[self._region]
@@ -199,7 +208,8 @@ class _Pack:
 
     def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
         rule = self._work.rule
-        scalars, variant, update = constants[self._row]
+        scalars, variant, compiled = constants[self._row]
+        update = compiled or rule.update
         count = len(self._kept)
         memory = _scratch(count + 1 + rule.scratch, self._work.dtype)
         grad, *arrays = (array[: self._size] for array in memory)
@@ -298,12 +308,19 @@ def _flatten(array: Any) -> Any:
     return array.reshape(-1, order="C" if array.flags.c_contiguous else "F")
 
 
-def _regions(shape: tuple[int, ...], flat: bool) -> Iterator[Region]:
-    """Yield regions that cover an array, each of at most a block's elements."""
+def elements_of_a_flat_block(elements: int) -> int:
+    """Return how many elements blocks of contiguous arrays have, of so many in all."""
+    if native.mode() == "numpy":
+        return BLOCK_ELEMENTS
+    return max(BLOCK_ELEMENTS, min(COMPILED_ELEMENTS, elements // FEWEST_BLOCKS))
+
+
+def _regions(shape: tuple[int, ...], flat: bool, most: int) -> Iterator[Region]:
+    """Yield regions that cover an array, each of a block's elements; ``most`` of a flat one."""
     if flat:
         size = int(np.prod(shape))
-        for start in range(0, size, BLOCK_ELEMENTS):
-            yield slice(start, min(start + BLOCK_ELEMENTS, size))
+        for start in range(0, size, most):
+            yield slice(start, min(start + most, size))
         return
     pending: list[tuple[slice, ...]] = [tuple(slice(0, extent) for extent in shape)]
     while pending:

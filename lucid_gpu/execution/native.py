@@ -58,8 +58,8 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def update_of(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update:
-    """Return what updates a contiguous block: NumPy's twin of the rule, or compiled code.
+def compiled_update(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update | None:
+    """Return compiled code that updates contiguous blocks, or None if it is not asked for.
 
     Args:
         rule: the optimizer class.
@@ -70,7 +70,7 @@ def update_of(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update:
         ValueError: ``LUCID_GPU_CPU`` is none of its values.
         RuntimeError: it is ``"compiled"``, and there is no compiler, or it failed.
     """
-    return rule.update if mode() == "numpy" else _compiled(rule, variant, dtype)
+    return None if mode() == "numpy" else _compiled(rule, variant, dtype)
 
 
 @cache
@@ -85,7 +85,9 @@ def _compiled(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update:
     def update(scalars: Any, variant: Any, *arrays: Any) -> None:
         places = [array.ctypes.data for array in arrays[: 2 + used]]
         if any(place % dtype.itemsize for place in places):
-            rule.update(scalars, variant, *arrays)  # vector instructions need aligned elements
+            # Vector instructions need aligned elements.
+            scratch = [np.empty_like(arrays[0]) for _ in range(rule.scratch)]
+            rule.update(scalars, variant, *arrays[: 2 + len(rule.slots)], *scratch)
             return
         constants = np.array(scalars, dtype)
         param, grad, *slots = places

@@ -64,7 +64,8 @@ def _batch_lines(
     if device == "cpu":
         threads = cpu.thread_count()
         code = "NumPy" if native.mode() == "numpy" else "compiled code"
-        lines.append(f"  {code} on {threads} threads, in blocks of {cpu.BLOCK_ELEMENTS:,} elements")
+        block = cpu.elements_of_a_flat_block(elements)
+        lines.append(f"  {code} on {threads} threads, in blocks of {block:,} elements")
     else:
         kinds = sorted({tensor.variant for tensor in dense}, key=repr)
         chunks = sum(-(-tensor.size // plan.CHUNK_ELEMENTS) for tensor in dense)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.execution import native
+from lucid_gpu.execution import cpu, native
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 
@@ -41,7 +41,7 @@ def test_compiled_code_agrees_with_numpy_to_the_bit(case):
     )
     scratch = [np.empty(1003, dtype) for _ in range(rule.scratch)]
     found, expected = arrays(rule, dtype), arrays(rule, dtype)
-    native.update_of(rule, variant, dtype)(scalars, variant, *found, *scratch)
+    native.compiled_update(rule, variant, dtype)(scalars, variant, *found, *scratch)
     with np.errstate(all="ignore"):
         rule.update(scalars, variant, *expected, *scratch)
     for ours, theirs in zip(found, expected, strict=True):
@@ -69,8 +69,37 @@ def test_a_trained_model_is_the_same_to_the_bit(dtype, monkeypatch):
     assert trained(dtype) == expected
 
 
+@pytest.mark.parametrize(
+    ("elements", "expected"), [(500, 64), (16 * 100, 100), (16 * 999, 999), (10**9, 1000)]
+)
+def test_blocks_of_compiled_code_are_large_but_not_few(monkeypatch, elements, expected):
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(cpu, "COMPILED_ELEMENTS", 1000)
+    assert cpu.elements_of_a_flat_block(elements) == 64
+    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    assert cpu.elements_of_a_flat_block(elements) == expected
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_blocks_larger_than_scratch_are_the_same_to_the_bit_aligned_or_not(monkeypatch, offset):
+    def stepped():
+        memory = np.zeros(4 * 70_000 + offset, np.uint8)
+        param = Parameter(memory[offset:].view(np.float32))
+        param.grad = np.linspace(-1, 1, 70_000, dtype=np.float32)
+        optimizer = Adam([param])
+        optimizer.step()
+        optimizer.step()
+        return param.numpy().tobytes()
+
+    expected = stepped()
+    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    monkeypatch.setattr(cpu, "FEWEST_BLOCKS", 1)
+    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 1 << 10)
+    assert stepped() == expected
+
+
 def test_it_is_not_used_unless_asked_for():
-    assert native.update_of(Adam, Adam.Variant(False, "none", False), np.dtype("f4")) is Adam.update
+    assert native.compiled_update(Adam, Adam.Variant(False, "none", False), np.dtype("f4")) is None
 
 
 @pytest.mark.usefixtures("compiled")
@@ -110,7 +139,7 @@ def test_elements_that_are_not_aligned_are_left_to_numpy():
     param = np.zeros(401, np.uint8)[1:].view(np.float32)
     scalars = SGD.Scalars(*(np.array(k, dtype) for k in (0, 0, 1, 0.5)))
     scratch = np.empty((2, 100), dtype)
-    native.update_of(SGD, variant, dtype)(
+    native.compiled_update(SGD, variant, dtype)(
         scalars, variant, param, np.ones(100, dtype), None, *scratch
     )
     assert param.tolist() == [-0.5] * 100
