@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from lucid_gpu.optim.host_memory import HostMemory
     from lucid_gpu.optim.roster import Item
 
+PAGE_BYTES = 4096
+
+LARGE_BYTES = 1 << 17
+"""From about this size on, an allocator maps an array for itself, at the start of a page."""
+
 Key = tuple[str, str, np.dtype[Any]]
 """Device of the parameter, name of the slot, dtype: slots that are made side by side."""
 
@@ -31,13 +36,15 @@ def provide(items: Sequence[Item], host_memory: HostMemory | None) -> None:
     hosted: dict[Key, list[Item]] = {}
     for item in items:
         home = _device.of(item.data)
-        for slot, array in item.slots.items():
+        for turn, (slot, array) in enumerate(item.slots.items()):
             key = home, slot, item.data.dtype
             if home != "cpu" and host_memory is not None:
                 if not _is_reachable(array):
                     hosted.setdefault(key, []).append(item)
             elif array is None and cpu.fits_a_pack(item.data):
                 packed.setdefault(key, []).append(item)
+            elif array is None and _is_large(item.data):
+                item.slots[slot] = _zeros_apart(item.data, item.data, turn)
             elif array is None:
                 item.slots[slot] = _zeros_like(item.data)
     for (_, slot, dtype), own in packed.items():
@@ -45,6 +52,45 @@ def provide(items: Sequence[Item], host_memory: HostMemory | None) -> None:
     if host_memory is not None:
         for (_, slot, _), own in hosted.items():
             _lend(host_memory, slot, own)
+
+
+def copy_apart(array: Any, data: Any, turn: int) -> Any:
+    """Return a copy on the host; of a large array, elsewhere in a page than its parameter.
+
+    Args:
+        array: a slot.
+        data: what the parameter holds.
+        turn: the number of the slot among those of the parameter.
+    """
+    if not (_is_large(array) and isinstance(data, np.ndarray)):
+        return transfer.copy(array, "cpu")
+    copied = _zeros_apart(array, data, turn)
+    np.copyto(copied, array)
+    return copied
+
+
+def _is_large(array: Any) -> bool:
+    is_host = isinstance(array, np.ndarray) and array.nbytes >= LARGE_BYTES
+    return is_host and bool(array.flags.c_contiguous or array.flags.f_contiguous)
+
+
+def _zeros_apart(
+    array: np.ndarray[Any, Any], data: np.ndarray[Any, Any], turn: int
+) -> np.ndarray[Any, Any]:
+    """Return zeros like ``array``, elsewhere in a page than ``data`` and other turns.
+
+    Left to themselves, large arrays all begin at the same place of a page. What updates several of
+    them in step then loads from one what may be, by the lower bits of its address, what was just
+    stored to another, and waits to find out that it is not: compiled code takes up to twice as
+    long.
+    """
+    memory = np.zeros(array.nbytes + PAGE_BYTES, np.uint8)
+    apart = PAGE_BYTES // 4 * (1 + turn % 3)
+    place = (_device.address(data) + apart) // cpu.ALIGNMENT * cpu.ALIGNMENT
+    start = (place - _device.address(memory)) % PAGE_BYTES
+    flat: Any = memory[start : start + array.nbytes].view(array.dtype)
+    result: np.ndarray[Any, Any] = flat.reshape(array.shape, order=transfer.layout(array))
+    return result
 
 
 def _is_reachable(array: Any) -> bool:

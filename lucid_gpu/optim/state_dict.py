@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lucid_gpu import device as _device
@@ -15,6 +16,7 @@ from lucid_gpu import transfer
 from lucid_gpu.optim import groups as _groups
 from lucid_gpu.optim import live, pytorch
 from lucid_gpu.optim.matching import Match, match_groups
+from lucid_gpu.optim.slots import copy_apart
 from lucid_gpu.optim.tree import copy_tree
 
 if TYPE_CHECKING:
@@ -178,7 +180,8 @@ def _prepare(
         wrong = optimizer.slot_problems(param, saved, options) if saved else []
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
-            slots.append((param, _copy_slots(optimizer.home_of_state(param), name, saved)))
+            home = optimizer.home_of_state(param)
+            slots.append((param, _copy_slots(home, name, param.data, saved)))
     return Restored(match.group, options, clients, slots)
 
 
@@ -209,11 +212,11 @@ def _keep_home(array: Any) -> Any:
     return transfer.copy(array, _device.of(array))
 
 
-def _copy_slots(home: str, name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    def bring_home(array: Any) -> Any:
-        return transfer.copy(array, home)
+def _copy_slots(home: str, name: str, data: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def bring_home(turn: int, array: Any) -> Any:
+        return copy_apart(array, data, turn) if home == "cpu" else transfer.copy(array, home)
 
     return {
-        slot: copy_tree(value, bring_home, f"state of {name!r}[{slot!r}]")
-        for slot, value in saved.items()
+        slot: copy_tree(value, partial(bring_home, turn), f"state of {name!r}[{slot!r}]")
+        for turn, (slot, value) in enumerate(saved.items())
     }
