@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from benchmarks import peers
 from benchmarks.clocks import Clock
 from benchmarks.peers import Contender, Task
-from benchmarks.protocol import OURS, Measurement, Options, Unavailable
+from benchmarks.protocol import Measurement, Options, Report, why_missing
 from benchmarks.timing import Sample, interleaved
 from benchmarks.workloads import Rule, Workload
 from lucid_gpu import device
-
-FAILURES = (RuntimeError, MemoryError, ValueError, TypeError, ImportError, AttributeError)
-"""What a peer of another version, or one that runs out of memory, may raise."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Contest:
         contenders: by the names of ``builders``.
         skipped: contenders that are not tried, and why.
         sets: how many sets of gradients there are.
+        is_bound_by_memory: whether the bytes that move say how long it should take.
         builders: what makes each contender.
     """
 
@@ -41,6 +39,7 @@ class Contest:
     contenders: Sequence[str]
     skipped: dict[str, str] = field(default_factory=dict)
     sets: int = 1
+    is_bound_by_memory: bool = True
     builders: Mapping[str, Callable[[Task], Contender]] = field(
         default_factory=lambda: peers.BUILDERS
     )
@@ -61,91 +60,75 @@ def hold(
         seconds: how long it may take, set-up included.
         samplers: what to measure.
     """
-    deadline = time.monotonic() + seconds
+    try:
+        return _held(contest, options, time.monotonic() + seconds, samplers)
+    except Exception as error:  # noqa: BLE001 - not even the arrays could be made
+        reason = why_missing(error)
+        return [Measurement(contest.label, name, [], missing=reason) for name in contest.contenders]
+    finally:
+        release(options.device)
+
+
+def hold_all(
+    contests: Sequence[Contest], options: Options, samplers: Samplers, report: Report
+) -> None:
+    """Hold several contests, each within its part of what is left of the time."""
+    deadline = time.monotonic() + options.seconds
+    for done, contest in enumerate(contests):
+        seconds = (deadline - time.monotonic()) / (len(contests) - done)
+        report.measurements += hold(contest, options, seconds, samplers)
+        options.keep(report)
+
+
+def _held(
+    contest: Contest, options: Options, deadline: float, samplers: Samplers
+) -> list[Measurement]:
     workload = contest.workload.tiny() if options.quick else contest.workload
     task = Task(workload, contest.rule, options.device, contest.sets)
     result: list[Measurement] = []
     takers: dict[tuple[str, str], Sample] = {}
-    failed: dict[str, str] = {}
     for name in contest.contenders:
-        if name in contest.skipped:
-            missing = contest.skipped[name]
+        own, missing = _enter(contest, name, task, samplers)
+        takers |= {(name, metric): sample for metric, sample in own.items()}
+        if missing:
             result.append(Measurement(contest.label, name, [], missing=missing))
-            continue
-        try:
-            own = samplers(name, contest.builders[name](task))
-        except Unavailable as error:
-            result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
-        except FAILURES as error:
-            if name == OURS:
-                raise
-            result.append(Measurement(contest.label, name, [], missing=why_missing(error)))
-        else:
-            if name != OURS:
-                own = {metric: guarded(name, sample, failed) for metric, sample in own.items()}
-            takers |= {(name, metric): sample for metric, sample in own.items()}
+            release(options.device)  # of what it had before it failed
+    failures: dict[tuple[str, str], str] = {}
     samples = interleaved(
         takers,
         deadline - time.monotonic(),
         at_least=2 if options.quick else 3,
         at_most=2 if options.quick else 30,
+        failures=failures,
     )
-    result += [Measurement(contest.label, name, [], missing=why) for name, why in failed.items()]
-    result += [
-        Measurement(
-            contest.label,
-            name,
-            taken,
-            metric=metric,
-            parameters=workload.parameters,
-            traffic=task.traffic,
-            note=workload.note,
+    traffic = task.traffic if contest.is_bound_by_memory else 0
+    for (name, metric), taken in samples.items():
+        result.append(
+            Measurement(
+                contest.label,
+                name,
+                taken,
+                metric=metric,
+                parameters=workload.parameters,
+                traffic=traffic,
+                note=workload.note,
+            )
         )
-        for (name, metric), taken in samples.items()
-        if name not in failed
-    ]
-    del task, takers
-    release(options.device)
+        if (name, metric) in failures:
+            result[-1].end(failures[name, metric])
     return result
 
 
-def guarded(name: str, sample: Sample, failed: dict[str, str]) -> Sample:
-    """Return what takes samples of a peer until it fails, and from then on NaN.
-
-    Args:
-        name: the peer.
-        sample: takes a sample.
-        failed: for each peer that failed, why; shared by all its samples.
-    """
-
-    def take() -> float:
-        if name not in failed:
-            try:
-                return sample()
-            except FAILURES as error:
-                failed[name] = why_missing(error)
-        return math.nan
-
-    return take
-
-
-def hold_all(
-    contests: Sequence[Contest], options: Options, samplers: Samplers
-) -> list[Measurement]:
-    """Hold several contests, each within its part of what is left of the time."""
-    deadline = time.monotonic() + options.seconds
-    result: list[Measurement] = []
-    for done, contest in enumerate(contests):
-        seconds = (deadline - time.monotonic()) / (len(contests) - done)
-        result += hold(contest, options, seconds, samplers)
-    return result
-
-
-def why_missing(error: Exception) -> str:
-    """Return in one line why a contender has no samples."""
-    if isinstance(error, Unavailable):
-        return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _enter(
+    contest: Contest, name: str, task: Task, samplers: Samplers
+) -> tuple[dict[str, Sample], str]:
+    """Return what takes samples of a contender, or why nothing does."""
+    if name in contest.skipped:
+        return {}, contest.skipped[name]
+    try:
+        return samplers(name, contest.builders[name](task)), ""
+    except Exception as error:  # noqa: BLE001 - peers fail in many ways, and the others go on
+        return {}, why_missing(error)
 
 
 def wall(name: str, contender: Contender) -> dict[str, Sample]:  # noqa: ARG001 - as others
@@ -158,6 +141,7 @@ def release(home: str) -> None:
     gc.collect()
     if home == "cpu":
         return
-    device.cupy().get_default_memory_pool().free_all_blocks()
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()
+    with contextlib.suppress(Exception):  # after a fault of the device, nothing can be freed
+        device.cupy().get_default_memory_pool().free_all_blocks()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()

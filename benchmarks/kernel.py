@@ -133,8 +133,10 @@ def run(options: Options) -> Report:
         Contest(label, workload, rule, list(builders), builders=builders)
         for label, workload, rule in work
     ]
-    measurements = contest.hold_all(contests, options, _samplers)
-    return Report(NAME, options.device, measurements, list(notes))
+    report = Report(NAME, options.device, [])
+    contest.hold_all(contests, options, _samplers, report)
+    report.notes += notes
+    return report
 
 
 def _samplers(name: str, contender: Contender) -> dict[str, Sample]:  # noqa: ARG001 - as others

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import contest, peers, workloads
 from benchmarks.peers import Task, pytorch
-from benchmarks.protocol import Measurement, Options, Report, Unavailable
+from benchmarks.protocol import Measurement, Options, Report, Unavailable, why_missing
 from benchmarks.workloads import ADAM, Workload
 from lucid_gpu import device
 
@@ -42,16 +42,19 @@ def run(options: Options) -> Report:
     ]
     peak = _peak_in_process_of_its_own if on_cpu else _peak_on_gpu
     cells = [(workload, name) for workload in work for name in names]
-    measurements = []
-    for done, (workload, name) in enumerate(cells):
-        seconds = (deadline - time.monotonic()) / (len(cells) - done)
-        size = workload.tiny() if options.quick else workload
-        measurements.append(_measure(peak, name, size, options, seconds))
     notes = [
         "peak over the first steps, above parameters, gradients and the two moments",
         "resident memory of a process of its own" if on_cpu else "what the framework's pool gave",
     ]
-    return Report(NAME, options.device, measurements, notes)
+    if on_cpu:
+        notes.append("optax, jit: with what XLA takes to compile the step")
+    report = Report(NAME, options.device, [], notes)
+    for done, (workload, name) in enumerate(cells):
+        seconds = (deadline - time.monotonic()) / (len(cells) - done)
+        size = workload.tiny() if options.quick else workload
+        report.measurements.append(_measure(peak, name, size, options, seconds))
+        options.keep(report)
+    return report
 
 
 def plot(report: Report, figure: Any) -> None:
@@ -81,8 +84,8 @@ def _measure(
             len(row.samples) < MOST_SAMPLES and not options.quick and time.monotonic() < deadline
         ):
             row.samples.append(float(peak(name, workload, options.device)))
-    except (Unavailable, *contest.FAILURES) as error:
-        row.missing = contest.why_missing(error)
+    except Exception as error:  # noqa: BLE001 - peers fail in many ways, and the others go on
+        row.end(why_missing(error))
     return row
 
 

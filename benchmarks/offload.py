@@ -14,7 +14,15 @@ from benchmarks.memory import STATE_BYTES
 from benchmarks.peers import Task, pytorch
 from benchmarks.peers.arrays import LARGEST_COPY, parts
 from benchmarks.peers.task import LR
-from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report, Unavailable
+from benchmarks.protocol import (
+    LIMIT,
+    OURS,
+    Measurement,
+    Options,
+    Report,
+    Unavailable,
+    why_missing,
+)
 from benchmarks.timing import Sample, clock, interleaved
 from benchmarks.workloads import ADAM, Workload
 from lucid_gpu import Parameter, device, transfer
@@ -48,51 +56,52 @@ def run(options: Options) -> Report:
         workloads.gpt2("GPT-2 124M", 12, 768),
         workloads.resnet50(),
     ]
-    measurements: list[Measurement] = []
-    for done, workload in enumerate(work):
-        seconds = (deadline - time.monotonic()) / (len(work) - done)
-        measurements += _compare(workload, options, seconds)
-        contest.release(options.device)
     notes = [
         f"limit of {OFFLOAD} and {RELOAD}: copies of as many bytes in large pieces, pinned memory",
         f"limit of {STEP}: the same in both directions at once",
         f"limit of {BESIDE}: the same work alone; it is a series of copies on the device",
         "pinned memory is allocated before the first sample",
     ]
-    return Report(NAME, options.device, measurements, notes)
+    report = Report(NAME, options.device, [], notes)
+    for done, workload in enumerate(work):
+        seconds = (deadline - time.monotonic()) / (len(work) - done)
+        try:
+            report.measurements += _compare(workload, options, seconds)
+        except Exception as error:  # noqa: BLE001 - not even the arrays could be made
+            report.measurements.append(
+                Measurement(workload.name, OURS, [], missing=why_missing(error))
+            )
+        contest.release(options.device)
+        options.keep(report)
+    return report
 
 
 def _compare(workload: Workload, options: Options, seconds: float) -> Iterator[Measurement]:
     deadline = time.monotonic() + seconds
     size = workload.tiny() if options.quick else workload
     takers: dict[tuple[str, str], Sample] = {}
-    failed: dict[str, str] = {}
+    failures: dict[tuple[str, str], str] = {}
     with device.on(options.device):
         task = Task(size, ADAM, options.device)
         for contender in (_Limit, _Ours, _Torch):
             try:
-                own = contender(task).samples()
-            except (Unavailable, *contest.FAILURES) as error:
-                if contender is _Ours:
-                    raise
-                failed[contender.name] = contest.why_missing(error)
-                continue
-            if contender is not _Ours:
-                own = {key: contest.guarded(key[0], own[key], failed) for key in own}
-            takers |= own
+                takers |= contender(task).samples()
+            except Exception as error:  # noqa: BLE001 - peers fail in many ways, the others go on
+                missing = why_missing(error)
+                yield Measurement(workload.name, contender.name, [], missing=missing)
         samples = interleaved(
             takers,
             deadline - time.monotonic(),
             at_least=2 if options.quick else 3,
             at_most=2 if options.quick else 20,
+            failures=failures,
         )
-    for name, reason in failed.items():
-        yield Measurement(workload.name, name, [], missing=reason)
     for (name, metric), taken in samples.items():
-        if name in failed:
-            continue
         traffic = STATE_BYTES * size.parameters * CROSSINGS.get(metric, 0)
-        yield Measurement(workload.name, name, taken, metric, "s", size.parameters, traffic)
+        row = Measurement(workload.name, name, taken, metric, "s", size.parameters, traffic)
+        if (name, metric) in failures:
+            row.end(failures[name, metric])
+        yield row
 
 
 class _Contender:

@@ -13,6 +13,8 @@ Importing it must be cheap: peers are imported inside functions.
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 OURS = "ours"
@@ -26,6 +28,14 @@ class Unavailable(Exception):  # noqa: N818 - an answer, not a mistake
     """A peer is not installed, or the machine cannot answer a question; the text says why."""
 
 
+def why_missing(error: Exception) -> str:
+    """Return in one line why a contender has no samples; print where a mistake was made."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 @dataclass(frozen=True)
 class Options:
     """How to run a question.
@@ -34,11 +44,14 @@ class Options:
         device: ``"cpu"`` or ``"cuda:N"``.
         quick: True runs every line of code on tiny work, to see that it works.
         seconds: how long the question may take, set-up included.
+        keep: is called with the report whenever something was added to it, so that a run that is
+            cut short has not been in vain.
     """
 
     device: str
     quick: bool
     seconds: float
+    keep: Callable[[Report], None] = lambda report: None  # noqa: ARG005 - by default
 
 
 @dataclass
@@ -66,6 +79,13 @@ class Measurement:
     traffic: int = 0
     missing: str = ""
     note: str = ""
+
+    def end(self, reason: str) -> None:
+        """Say why there are no samples, or no more of them."""
+        if self.samples:
+            self.note = f"{len(self.samples)} samples, then {reason}"
+        else:
+            self.missing = reason
 
 
 @dataclass

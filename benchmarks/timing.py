@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
+from benchmarks.protocol import why_missing
+
 Name = TypeVar("Name", bound=Hashable)
 
 Sample = Callable[[], float]
@@ -20,7 +22,11 @@ def clock(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    contenders: Mapping[Name, Sample], seconds: float, at_least: int = 3, at_most: int = 30
+    contenders: Mapping[Name, Sample],
+    seconds: float,
+    at_least: int = 3,
+    at_most: int = 30,
+    failures: dict[Name, str] | None = None,
 ) -> dict[Name, list[float]]:
     """Return samples of each contender, one of each per round, after one that does not count.
 
@@ -31,16 +37,26 @@ def interleaved(
         seconds: no round begins after this time, once there are ``at_least``.
         at_least: the fewest rounds.
         at_most: the most.
+        failures: takes in why a contender failed, which has no part in what follows. Without it,
+            errors are raised.
     """
     deadline = time.monotonic() + seconds
-    for sample in contenders.values():
-        sample()
     samples: dict[Name, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for done in range(at_most):
+    running = list(contenders)
+    for done in range(-1, at_most):
         if done >= at_least and time.monotonic() > deadline:
             break
-        for name in names:
-            samples[name].append(contenders[name]())
-        names.reverse()
+        for name in tuple(running):
+            try:
+                value = contenders[name]()
+            except Exception as error:
+                if failures is None:
+                    raise
+                failures[name] = why_missing(error)
+                running.remove(name)
+                continue
+            if done >= 0:
+                samples[name].append(value)
+        if done >= 0:
+            running.reverse()
     return samples

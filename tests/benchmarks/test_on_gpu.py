@@ -130,8 +130,9 @@ def test_offload_goes_on_without_a_peer_that_fails_while_it_is_measured(gpu, mon
     monkeypatch.setattr(offload._Limit, "step", fail)
     report = offload.run(QUICK)
     assert set(samples(report, offload.STEP)) == {"ours"}
-    missing = {m.contender: m.missing for m in report.measurements if m.missing}
+    missing = {m.contender: m.missing for m in report.measurements if m.metric == offload.STEP}
     assert missing["limit"] == "MemoryError: no more"
+    assert set(samples(report, offload.OFFLOAD)) == {"ours", "limit"}
 
 
 def test_kernel_compares_all_variations(gpu):
