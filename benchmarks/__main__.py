@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import benchmarks
-from benchmarks import plot, results, table
-from benchmarks.protocol import Options, Unavailable
+from benchmarks import machine, plot, results, table
+from benchmarks.protocol import OURS, Options, Report, Unavailable
 from lucid_gpu import device
 
 MINUTES = {"cpu": 6.0, "cuda": 6.0}
 """Sampling and set-up; imports and plots come on top, and a GPU run is to end within 8."""
+
+PATIENCE = 90
+"""Seconds over its time after which a question is stopped, so that the others are answered."""
 
 
 def questions() -> dict[str, ModuleType]:
@@ -34,7 +40,7 @@ def questions() -> dict[str, ModuleType]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 1 if a question failed."""
+    """Run the command and return its exit status: 1 if a question, or ours in one, failed."""
     known = questions()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser(list(known))
@@ -43,31 +49,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown question {unknown[0]!r}: ask {', '.join(known)}")
     home = device.resolve(options.device) if options.device else device.default()
-    minutes = options.minutes or MINUTES["cpu" if home == "cpu" else "cuda"]
-    shares = sum(module.SHARE for module in known.values())
+    asked = [known[name] for name in options.questions or known]
+    part = sum(question.SHARE for question in asked) / sum(q.SHARE for q in known.values())
+    minutes = options.minutes or part * MINUTES["cpu" if home == "cpu" else "cuda"]
+    if len(asked) > 1:
+        return _ask_apart(asked, home, minutes, options)
     command = " ".join(["python -m benchmarks", *arguments])
+    return _ask(asked[0], Options(home, options.quick, 60 * minutes), command, options.results)
+
+
+def _ask_apart(asked: list[ModuleType], home: str, minutes: float, options: Any) -> int:
+    """Ask each question in a process of its own and return the worst exit status.
+
+    What breaks the device for a process, hangs, or never gives memory back, ends with it.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    shares = sum(question.SHARE for question in asked)
     status = 0
-    for name in options.questions or known:
-        question = known[name]
-        seconds = 60 * minutes * question.SHARE / shares
-        started = time.monotonic()
+    for question in asked:
+        seconds = max(1.0, deadline - time.monotonic()) * question.SHARE / shares
+        shares -= question.SHARE
+        command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks", question.NAME]
+        command += ["--device", home, "--minutes", f"{seconds / 60:.3f}"]
+        command += ["--results", str(options.results), *["--quick"] * options.quick]
         try:
-            report = question.run(Options(home, options.quick, seconds))
-        except Unavailable as reason:
-            print(f"{name}: not on this machine: {reason}")
-            shares -= question.SHARE  # the others take its time
-            continue
-        except Exception:  # noqa: BLE001 - the others may still have an answer
-            traceback.print_exc()
-            status = 1
-            continue
-        recorded = results.to_json(report, command)
-        path = results.write(recorded, options.results)
-        title = f"{question.QUESTION} {recorded['device']['name']}, {recorded['date'][:10]}"
-        table.show(report, title)
-        plot.save(report, question, title, path.with_suffix(".png"))
-        print(f"{path}, {path.with_suffix('.png').name} ({time.monotonic() - started:.0f} s)\n")
+            ended = subprocess.run(command, timeout=seconds + PATIENCE, check=False).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{question.NAME}: stopped after {seconds + PATIENCE:.0f} s", flush=True)
+            ended = 1
+        status = status or ended
     return status
+
+
+def _ask(question: ModuleType, options: Options, command: str, directory: Path) -> int:
+    """Ask a question, record and show the answer, and return the exit status."""
+    started = time.monotonic()
+    machine.facts(options.device)  # remembered, for a device that has failed tells nothing
+
+    def keep(report: Report) -> None:
+        unfinished = replace(report, notes=[*report.notes, "the run ended before all was measured"])
+        results.write(results.to_json(unfinished, command), directory)
+
+    try:
+        report = question.run(replace(options, keep=keep))
+    except Unavailable as reason:
+        print(f"{question.NAME}: not on this machine: {reason}")
+        return 0
+    recorded = results.to_json(report, command)
+    path = results.write(recorded, directory)
+    title = f"{question.QUESTION} {recorded['device']['name']}, {recorded['date'][:10]}"
+    picture = path.with_suffix(".png")
+    for show in (table.show, partial(plot.save, question=question, path=picture)):
+        try:
+            show(report, title=title)
+        except ImportError as error:  # the numbers are safe
+            print(f"{error}: pip install 'lucid-gpu[bench]'")
+    print(f"{path} ({time.monotonic() - started:.0f} s)\n")
+    return int(any(m.contender == OURS and m.missing for m in report.measurements))
 
 
 def _parser(known: list[str]) -> argparse.ArgumentParser:
@@ -76,7 +114,7 @@ def _parser(known: list[str]) -> argparse.ArgumentParser:
         "questions", nargs="*", metavar="question", help=f"{', '.join(known)}; all by default"
     )
     parser.add_argument("--device", help="cpu or cuda:N; the GPU by default, if there is one")
-    parser.add_argument("--minutes", type=float, help="how long all questions may take together")
+    parser.add_argument("--minutes", type=float, help="how long those asked may take together")
     parser.add_argument("--quick", action="store_true", help="tiny work, to see that all runs")
     parser.add_argument(
         "--results", type=Path, default=results.DIRECTORY, help="where JSON and plots go"

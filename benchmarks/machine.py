@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
+@functools.cache
 def facts(home: str) -> dict[str, Any]:
     """Return name, memory, driver and the like of a device."""
     return _cpu() if home == "cpu" else _gpu(home)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from benchmarks.analysis import Finding, findings, is_ours
 from benchmarks.protocol import Measurement, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH = 150
 """Columns where the terminal does not say how wide it is."""
@@ -22,6 +23,9 @@ PREFIXES = {
 
 def show(report: Report, title: str, console: Console | None = None) -> None:
     """Print a report."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title=title, title_justify="left")
     for column in ("work", "metric", "contender"):
@@ -41,7 +45,7 @@ def show(report: Report, title: str, console: Console | None = None) -> None:
             table.add_row(*label, *_cells(found), style=style)
     console.print(table)
     for line in (*_missing(report.measurements), *_remarks(measured), *report.notes):
-        console.print(f"· {line}", highlight=False)
+        console.print(f"· {line}", highlight=False, markup=False)
 
 
 def quantity(value: float, unit: str) -> str:
@@ -91,7 +95,8 @@ def _remarks(measured: list[Finding]) -> list[str]:
     """Return the notes beside measurements: once where all contenders of some work share one."""
     notes: dict[str, dict[str, str]] = {}
     for measurement in (found.measurement for found in measured):
-        notes.setdefault(measurement.workload, {})[measurement.contender] = measurement.note
+        own = notes.setdefault(measurement.workload, {})
+        own[measurement.contender] = own.get(measurement.contender) or measurement.note
     lines = []
     for work, by_contender in notes.items():
         if len(set(by_contender.values())) == 1:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import types
 
 import pytest
@@ -77,17 +79,87 @@ def test_a_question_that_the_machine_cannot_answer_says_why(question, tmp_path, 
     assert not any(tmp_path.iterdir())
 
 
-def test_a_question_that_fails_does_not_keep_the_others_from_being_answered(
-    question, monkeypatch, tmp_path, capsys
-):
+def test_what_was_measured_before_a_question_fails_is_recorded(question, tmp_path):
+    answer = question.run(None)
+
     def run(options):
+        options.keep(answer)
         raise MemoryError("no more")
 
-    broken = types.SimpleNamespace(NAME="broken", QUESTION="?", SHARE=1, run=run)
-    monkeypatch.setattr(command, "questions", lambda: {"broken": broken, "speed": question})
+    question.run = run
+    with pytest.raises(MemoryError):
+        command.main(["--device", "cpu", "--results", str(tmp_path)])
+    report, _ = results.read(next(tmp_path.glob("*-speed.json")))
+    assert report.measurements == answer.measurements
+    assert report.notes == ["so", "the run ended before all was measured"]
+
+
+def test_a_failure_of_ours_is_the_exit_status(question, tmp_path, capsys):
+    rows = [Measurement("work", "ours", [], missing="ValueError: broken")]
+    question.run = lambda options: Report("speed", "cpu", rows)
     assert command.main(["--device", "cpu", "--results", str(tmp_path)]) == 1
-    assert "MemoryError: no more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib"])
+def test_a_run_is_recorded_where_nothing_can_show_it(
+    question, package, monkeypatch, tmp_path, capsys
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert command.main(["--device", "cpu", "--results", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*-speed.json"))) == 1
+    assert "pip install 'lucid-gpu[bench]'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def children(question, monkeypatch):
+    """Stand in for three questions and the processes that ask them."""
+    asked = types.SimpleNamespace(commands=[], limits=[], ends={}, seconds=0.0)
+    known = {
+        name: types.SimpleNamespace(NAME=name, SHARE=share)
+        for name, share in (("big", 3), ("small", 2), ("least", 1))
+    }
+    monkeypatch.setattr(command, "questions", lambda: known)
+    monkeypatch.setattr(command.time, "monotonic", lambda: asked.seconds)
+
+    def run(arguments, timeout, check):
+        asked.commands.append(arguments[arguments.index("benchmarks") + 1 :])
+        asked.limits.append(timeout)
+        end = asked.ends.get(asked.commands[-1][0], 0)
+        asked.seconds += 60
+        if end == "hangs":
+            raise subprocess.TimeoutExpired(arguments, timeout)
+        return types.SimpleNamespace(returncode=end)
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    return asked
+
+
+def test_several_questions_are_asked_in_processes_of_their_own(children, tmp_path):
+    assert command.main(["--device", "cpu", "--quick", "--results", str(tmp_path)]) == 0
+    assert [asked[0] for asked in children.commands] == ["big", "small", "least"]
+    assert all(asked[1:3] == ["--device", "cpu"] for asked in children.commands)
+    assert all(asked[-3:] == ["--results", str(tmp_path), "--quick"] for asked in children.commands)
+
+
+def test_what_a_question_leaves_of_its_time_is_the_others(children):
+    command.main(["--device", "cpu", "--minutes", "6"])
+    minutes = [float(asked[asked.index("--minutes") + 1]) for asked in children.commands]
+    assert minutes == pytest.approx([6 * 3 / 6, 5 * 2 / 3, 4], abs=0.01)
+
+
+@pytest.mark.parametrize("end", [1, -11, "hangs"])
+def test_a_question_that_fails_or_hangs_leaves_the_others_to_be_answered(children, end, capsys):
+    children.ends["big"] = end
+    assert command.main(["--device", "cpu"]) not in (0, None)
+    assert [asked[0] for asked in children.commands] == ["big", "small", "least"]
+    assert ("big: stopped after" in capsys.readouterr().out) == (end == "hangs")
+
+
+def test_a_question_is_stopped_soon_after_its_time(children):
+    command.main(["--device", "cpu", "--minutes", "6"])
+    assert children.limits[0] == 180 + command.PATIENCE
 
 
 def test_an_unknown_question_is_an_error_that_lists_the_known(question, capsys):
