@@ -17,7 +17,10 @@ SAMPLE_SECONDS = 0.02
 MOST_REPEATS = 200
 
 DEVICE_REPEATS = 4
-"""Steps of a device sample: few, for the launches of all must fit into the queue at once."""
+"""Steps of a device sample: few, for the launches of all must fit into the queue at once.
+
+One, where the host takes so long to launch them that they do not.
+"""
 
 SPIN = r"""
 extern "C" __global__ void spin(long long nanoseconds) {
@@ -35,12 +38,12 @@ class Clock:
     """Takes samples of one contender, in seconds per step.
 
     Args:
-        contender: it; it takes a step or two here.
+        contender: it; it takes a few steps here.
     """
 
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
-        self._run(1)
+        self._run(2)  # what compiles or allocates may do so at the second step as well
         self._seconds = clock(lambda: self._run(1))
         self._repeats = max(1, min(MOST_REPEATS, int(SAMPLE_SECONDS / self._seconds)))
 
@@ -98,8 +101,13 @@ class DeviceClock:
         self._spin = cp.RawKernel(SPIN, "spin")
         self._events = [cp.cuda.Event() for _ in range(2)]
         self._elapsed: Any = cp.cuda.get_elapsed_time
+        self._repeats = 1
+        self._launch()
         contender.synchronize()
         self._host_seconds = clock(self._launch)
+        if DEVICE_REPEATS * self._host_seconds < LONGEST_SPIN:
+            self._repeats = DEVICE_REPEATS
+        self._host_seconds *= self._repeats
         contender.synchronize()
 
     def __call__(self) -> float:
@@ -111,8 +119,8 @@ class DeviceClock:
         self._launch()
         end.record()
         end.synchronize()
-        return float(self._elapsed(start, end)) / 1000 / DEVICE_REPEATS
+        return float(self._elapsed(start, end)) / 1000 / self._repeats
 
     def _launch(self) -> None:
-        for _ in range(DEVICE_REPEATS):
+        for _ in range(self._repeats):
             self._contender.step()

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import host, kernel, memory, offload, peers, step
+from benchmarks import clocks, host, kernel, memory, offload, peers, step
 from benchmarks.clocks import DeviceClock
 from benchmarks.peers import Task
 from benchmarks.protocol import Options
@@ -93,6 +93,12 @@ def test_the_device_spins_until_the_host_has_launched_all(gpu):
     clock = DeviceClock(peers.BUILDERS["ours"](task))
     assert clock() == 0.002
     assert gpu.spins[0] > 1e9 * clock._host_seconds
+
+
+def test_a_step_whose_launches_do_not_fit_into_the_queue_is_timed_alone(gpu, monkeypatch):
+    monkeypatch.setattr(clocks, "LONGEST_SPIN", 0.0)
+    clock = DeviceClock(peers.BUILDERS["ours"](Task(Workload("", ((5,),)), ADAM, "cuda:0")))
+    assert clock() == 0.008
 
 
 @pytest.mark.parametrize("rule", [ADAM, MOMENTUM], ids=lambda rule: rule.name)
