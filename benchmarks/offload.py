@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -251,10 +252,11 @@ class _Torch(_Contender):
         self._params = params
         self._grads = [torch.from_dlpack(array) for array in task.grads[0]]
         self._state = [torch.zeros_like(param) for param in params for _ in range(2)]
-        self._hosts = [torch.empty_like(array, device="cpu").pin_memory() for array in self._state]
-        self._own = [param.cpu().pin_memory() for param in params]
+        pinned = partial(torch.empty_like, device="cpu", pin_memory=True)
+        self._hosts, self._own = [*map(pinned, self._state)], [*map(pinned, params)]
+        self._copy(self._own, params)
         for own in self._own:
-            own.grad = torch.empty_like(own).pin_memory()
+            own.grad = pinned(own)
         self._optimizer = torch.optim.Adam(self._own, lr=LR, fused=True)
 
     def offload(self) -> float:

@@ -59,16 +59,21 @@ class PyTorch(Contender):
         return self._torch.from_dlpack(array)
 
     def _capture(self) -> None:
-        torch = self._torch
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        cuda = self._torch.cuda
+        stream, side = cuda.current_stream(), cuda.Stream()
+        side.wait_stream(stream)
+        with cuda.stream(side):
             for _ in range(WARM_UPS):
                 self._optimizer.step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._optimizer.step()
+        stream.wait_stream(side)
+        graph = cuda.CUDAGraph()
+        try:
+            # Another library's thread that allocates meanwhile must not spoil the capture.
+            with cuda.graph(graph, capture_error_mode="thread_local"):
+                self._optimizer.step()
+        finally:
+            # A capture that fails leaves its stream current, where no event would time the others.
+            cuda.set_stream(stream)
         self._launch = graph.replay
 
 
