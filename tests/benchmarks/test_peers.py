@@ -54,6 +54,20 @@ def test_optax_does_what_ours_does_and_compiles_once(rule):
     assert contender._update._cache_size() == 1
 
 
+def test_optax_steps_copies_in_donated_memory():
+    jax = pytest.importorskip("optax") and pytest.importorskip("jax")
+    task, untouched = (Task(Workload("work", WORK.shapes), ADAM, "cpu") for _ in range(2))
+    contender = peers.BUILDERS["optax, jit"](task)
+    before = jax.tree.leaves((contender._params, contender._state))
+    contender.step()
+    contender.synchronize()
+    assert all(array.is_deleted() for array in before)
+    for own, other in zip(
+        task.params + task.grads[0], untouched.params + untouched.grads[0], strict=True
+    ):
+        np.testing.assert_array_equal(own, other)
+
+
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("rule", SWITCHES, ids=lambda rule: rule.name)
 def test_pytorch_does_what_ours_does(name, rule):
