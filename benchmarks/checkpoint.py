@@ -9,15 +9,16 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report
+from benchmarks.peers.files import CONTENDERS, Arrays, Load, Save, on_host, plain
+from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report, why_missing
 from lucid_gpu import device as _device
 from lucid_gpu import transfer
 
@@ -28,32 +29,54 @@ SHARE = 2
 ROUNDS = 5
 """The fewest rounds: disks are noisy, and a ratio is the median of its rounds."""
 
-Arrays = list[Any]
-Save = Callable[[Path, Arrays], None]
-Load = Callable[[Path, Arrays], None]
+LARGEST, SMALLEST = 1 << 30, 64 << 20
+"""Bytes of the arrays, as the speed of the disk allows."""
+
+QUICK = 8 << 20
+
+PASSES = 100
+"""About how often all rounds of all contenders together write or read the arrays."""
 
 
 def run(options: Options) -> Report:
     """Measure saving, loading, memory, and training while a save is running."""
-    nbytes = 8 << 20 if options.quick else 1 << 30
-    arrays = _arrays(nbytes, options.device)
-    targets = [array.copy() for array in arrays]
+    report = Report(NAME, options.device, [])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         directory = Path(name)
-        measurements = [
-            *_saving(directory, arrays, options.seconds * 0.3),
-            *_loading(directory, arrays, targets, options.seconds * 0.3),
-            *_memory(directory, nbytes, options.device),
-            *_copying(directory, arrays, options.seconds * 0.15),
-            *_training(directory, options),
+        nbytes = QUICK if options.quick else _fitting(directory, options.seconds)
+        arrays = _arrays(nbytes, options.device)
+        targets = [array.copy() for array in arrays]
+        report.notes += [
+            f"{len(arrays)} float32 arrays, {nbytes / 2**20:.0f} MiB in all",
+            f"the limit is {LIMITS['save']} and {LIMITS['load']}",
+            "every save ends with fsync; cold: the file was dropped from the page cache before",
+            "only ours checks digests when it loads",
         ]
-    notes = [
-        f"{len(arrays)} float32 arrays, {nbytes / 2**20:.0f} MiB in all",
-        f"the limit is {LIMITS['save']} and {LIMITS['load']}",
-        "every save ends with fsync; cold: the file was dropped from the page cache before",
-        "only ours checks digests when it loads",
-    ]
-    return Report(NAME, options.device, measurements, notes)
+        for part in (
+            _saving(directory, arrays, options.seconds * 0.3),
+            _loading(directory, arrays, targets, options.seconds * 0.3),
+            _memory(directory, nbytes, options.device),
+            _copying(directory, arrays, options.seconds * 0.15),
+            _training(directory, options),
+        ):
+            try:
+                report.measurements += part
+            except Exception as error:  # noqa: BLE001 - the other parts may still be measured
+                report.measurements.append(Measurement(NAME, OURS, [], missing=why_missing(error)))
+            options.keep(report)
+    return report
+
+
+def _fitting(directory: Path, seconds: float) -> int:
+    """Return how many bytes the disk takes often enough in about the given time."""
+    save, _ = plain()
+    path = directory / "probe"
+    arrays = [np.ones(SMALLEST // 4, np.float32)]
+    took = statistics.median(timing.clock(lambda: save(path, arrays)) for _ in range(3))
+    nbytes = LARGEST
+    while nbytes > SMALLEST and took * (nbytes // SMALLEST) * PASSES > 2 * seconds:
+        nbytes //= 2
+    return nbytes
 
 
 LIMITS = {
@@ -72,96 +95,9 @@ def _size(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def _host(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    return {f"a{i}": transfer.to(array, "cpu") for i, array in enumerate(arrays)}
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _fill(targets: Arrays, loaded: Any) -> None:
-    for i, target in enumerate(targets):
-        transfer.copy_into(target, loaded[f"a{i}"])
-
-
-def _plain() -> tuple[Save, Load]:
-    def save(path: Path, arrays: Arrays) -> None:
-        with path.open("wb", buffering=0) as file:
-            for host in _host(arrays).values():
-                rest = memoryview(host).cast("B")
-                while rest:
-                    rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-
-    def load(path: Path, targets: Arrays) -> None:
-        with path.open("rb", buffering=0) as file:
-            for target in targets:
-                on_host = _device.of(target) == "cpu"
-                host = target if on_host else np.empty(target.shape, target.dtype)
-                file.readinto(memoryview(host).cast("B"))
-                if not on_host:
-                    transfer.copy_into(target, host)
-
-    return save, load
-
-
-def _ours() -> tuple[Save, Load]:
-    from lucid_gpu import checkpoint
-
-    return checkpoint.save, lambda path, targets: checkpoint.load(path, into=targets)
-
-
-def _torch() -> tuple[Save, Load]:
-    import torch
-
-    def save(path: Path, arrays: Arrays) -> None:
-        torch.save({k: torch.from_numpy(v) for k, v in _host(arrays).items()}, path)
-        _sync(path)
-
-    def load(path: Path, targets: Arrays) -> None:
-        _fill(targets, {k: v.numpy() for k, v in torch.load(path, weights_only=True).items()})
-
-    return save, load
-
-
-def _savez() -> tuple[Save, Load]:
-    def save(path: Path, arrays: Arrays) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **_host(arrays))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def load(path: Path, targets: Arrays) -> None:
-        with np.load(path) as loaded:
-            _fill(targets, loaded)
-
-    return save, load
-
-
-def _safetensors() -> tuple[Save, Load]:
-    from safetensors import numpy as safetensors
-
-    def save(path: Path, arrays: Arrays) -> None:
-        safetensors.save_file(_host(arrays), path)
-        _sync(path)
-
-    return save, lambda path, targets: _fill(targets, safetensors.load_file(path))
-
-
-CONTENDERS = {
-    LIMIT: _plain,
-    OURS: _ours,
-    "torch.save": _torch,
-    "np.savez": _savez,
-    "safetensors": _safetensors,
-}
-
-
 def _installed() -> Iterator[tuple[str, Save, Load]]:
     for name, make in CONTENDERS.items():
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             yield (name, *make())
 
 
@@ -169,7 +105,7 @@ def _missing(workload: str) -> Iterator[Measurement]:
     for name, make in CONTENDERS.items():
         try:
             make()
-        except ImportError as error:
+        except Exception as error:  # noqa: BLE001 - a library may fail to load in many ways
             yield Measurement(workload, name, [], missing=str(error))
 
 
@@ -186,15 +122,11 @@ def _saving(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measure
         os.sync()
         return timing.clock(lambda: save(path, arrays))
 
-    samples = timing.interleaved(
-        {
-            name: lambda save=save, path=directory / name: sample(save, path)
-            for name, save, _ in _installed()
-        },
-        seconds,
-        at_least=ROUNDS,
-    )
-    yield from _measured("save", samples, _size(arrays))
+    contenders = {
+        name: lambda save=save, path=directory / name: sample(save, path)
+        for name, save, _ in _installed()
+    }
+    yield from _sampled("save", contenders, seconds, _size(arrays))
     yield from _missing("save")
 
 
@@ -215,8 +147,7 @@ def _loading(
             name: lambda load=load, path=directory / name: sample(load, path, cold)  # noqa: B023
             for name, _, load in _installed()
         }
-        samples = timing.interleaved(contenders, seconds / 2, at_least=ROUNDS)
-        yield from _measured(workload, samples, _size(arrays))
+        yield from _sampled(workload, contenders, seconds / 2, _size(arrays))
 
 
 def _forget(path: Path) -> None:
@@ -231,8 +162,12 @@ def _memory(directory: Path, nbytes: int, device: str) -> Iterator[Measurement]:
     spawn = multiprocessing.get_context("spawn")
     for name, _, _ in _installed():
         path = directory / f"{name}-memory"
-        with ProcessPoolExecutor(1, spawn) as pool:
-            peaks = pool.submit(_peaks, name, path, nbytes, device).result()
+        try:
+            with ProcessPoolExecutor(1, spawn) as pool:
+                peaks = pool.submit(_peaks, name, path, nbytes, device).result()
+        except Exception as error:  # noqa: BLE001 - a system may not let peaks be reset
+            yield Measurement("save", name, [], "extra memory", "B", missing=why_missing(error))
+            continue
         for workload, peak in zip(("save", "load"), peaks, strict=True):
             yield Measurement(workload, name, [peak], "extra memory", "B")
         _remove(path)
@@ -262,7 +197,7 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
     """Measure what a background save costs before it returns, beside a copy to buffers."""
     from lucid_gpu.checkpoint import Checkpointer
 
-    buffers = {name: host.copy() for name, host in _host(arrays).items()}
+    buffers = {name: host.copy() for name, host in on_host(arrays).items()}
 
     def copy() -> None:
         for buffer, array in zip(buffers.values(), arrays, strict=True):
@@ -278,9 +213,9 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
             return elapsed
 
         contenders = {LIMIT: lambda: timing.clock(copy), OURS: save}
-        samples = timing.interleaved(contenders, seconds, at_least=ROUNDS)
+        metric = "until it returns"
+        yield from _sampled("background save", contenders, seconds, _size(arrays), metric)
     _remove(directory / "copying")
-    yield from _measured("background save", samples, _size(arrays), "until it returns")
 
 
 def _training(directory: Path, options: Options) -> Iterator[Measurement]:
@@ -293,36 +228,60 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
     optimizer = optim.Adam(params)
     for param in params:
         param.grad = param.data * np.float32(0.01)
-    optimizer.step()
+
+    def step() -> float:
+        return timing.clock(lambda: (optimizer.step(), _wait(options.device)))
+
+    step()
     samples: dict[str, list[float]] = {name: [] for name in ("returns", "beside", "alone")}
+    deadline = time.monotonic() + options.seconds * 0.25
     with Checkpointer(directory / "training", keep=1) as checkpointer:
-        for step in range(1, rounds + 1):
+        for number in range(1, rounds + 1):
+            if number > 3 and time.monotonic() > deadline:
+                break
             tree = [params, optimizer]
-            returns = timing.clock(lambda: checkpointer.save(step, tree, block=False))  # noqa: B023
+            returns = timing.clock(lambda: checkpointer.save(number, tree, block=False))  # noqa: B023
             steps = []
-            while checkpointer.steps()[-1:] != [step]:
-                steps.append(timing.clock(optimizer.step))
+            # A save that fails, or a slow disk, is not waited for with steps.
+            enough = time.monotonic() + options.seconds / 16
+            while checkpointer.steps()[-1:] != [number] and time.monotonic() < enough:
+                steps.append(step())
             checkpointer.wait()
-            if step > 1 and steps:
+            if number > 1 and steps:
                 samples["returns"].append(returns)
                 samples["beside"].append(statistics.fmean(steps))
-                samples["alone"].append(
-                    statistics.fmean(timing.clock(optimizer.step) for _ in steps)
-                )
+                samples["alone"].append(statistics.fmean(step() for _ in steps))
     _remove(directory / "training")
     workload = f"a step of Adam, {nbytes >> 22} Mi parameters"
     yield Measurement(workload, LIMIT, samples["alone"], note="nothing else running")
     yield Measurement(workload, OURS, samples["beside"], note="a background save running")
     workload = f"background save of Adam and {nbytes >> 22} Mi parameters"
     traffic = 3 * nbytes
-    yield from _measured(workload, {OURS: samples["returns"]}, traffic, "until it returns")
+    yield Measurement(
+        workload, OURS, samples["returns"], "until it returns", "s", traffic // 4, traffic
+    )
 
 
-def _measured(
-    workload: str, samples: dict[str, list[float]], traffic: int, metric: str = "wall"
+def _wait(device: str) -> None:
+    """Wait for the stream of the steps, not for that of a save."""
+    if device != "cpu":
+        _device.cupy().cuda.get_current_stream().synchronize()
+
+
+def _sampled(
+    workload: str,
+    contenders: dict[str, timing.Sample],
+    seconds: float,
+    traffic: int,
+    metric: str = "wall",
 ) -> Iterator[Measurement]:
+    failures: dict[str, str] = {}
+    samples = timing.interleaved(contenders, seconds, at_least=ROUNDS, failures=failures)
     for name, values in samples.items():
-        yield Measurement(workload, name, values, metric, "s", traffic // 4, traffic)
+        row = Measurement(workload, name, values, metric, "s", traffic // 4, traffic)
+        if name in failures:
+            row.end(failures[name])
+        yield row
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import clocks, host, kernel, memory, offload, peers, step
+from benchmarks import checkpoint, clocks, host, kernel, memory, offload, peers, step
 from benchmarks.clocks import DeviceClock
 from benchmarks.peers import Task
 from benchmarks.protocol import Options
@@ -139,6 +139,15 @@ def test_offload_goes_on_without_a_peer_that_fails_while_it_is_measured(gpu, mon
     missing = {m.contender: m.missing for m in report.measurements if m.metric == offload.STEP}
     assert missing["limit"] == "MemoryError: no more"
     assert set(samples(report, offload.OFFLOAD)) == {"ours", "limit"}
+
+
+def test_a_step_beside_a_background_save_is_waited_for(gpu, monkeypatch, tmp_path):
+    waits = []
+    monkeypatch.setattr(checkpoint, "_wait", waits.append)
+    rows = list(checkpoint._training(tmp_path, QUICK))
+    assert [row.metric for row in rows] == ["wall", "wall", "until it returns"]
+    assert len(waits) > 2 * len(rows[0].samples)
+    assert set(waits) == {"cuda:0"}
 
 
 def test_kernel_compares_all_variations(gpu):
