@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 4096
 
-LARGE_BYTES = 1 << 17
-"""From about this size on, an allocator maps an array for itself, at the start of a page."""
+LARGE_BYTES = 1 << 20
+"""From here on it pays: an allocator maps such arrays each for itself, at the start of a page."""
 
 Key = tuple[str, str, np.dtype[Any]]
 """Device of the parameter, name of the slot, dtype: slots that are made side by side."""
