@@ -143,6 +143,7 @@ class FusedLaunch:
         else:
             self._argument["table"] = self._table.device.data.ptr
         self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
+        self._blocks = len(plan.chunks)
         self._gradients_moved = True
         self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
 
@@ -163,14 +164,15 @@ class FusedLaunch:
         """Launch the kernel with one tuple of scalars for each row."""
         if self._plan is None:
             return
+        stream = self._stream()
         if self._carried is None:
             self.upload(scalars)
         else:
             self._carried[:] = _in_a_row(scalars, self._carried.dtype)
             if self._gradients_moved:
-                self._table.upload(self._split, len(self._table.host), self._stream())
+                self._table.upload(self._split, len(self._table.host), stream)
                 self._gradients_moved = False
-        self._launch(self._stream())
+        self._launch(stream)
 
     def capture(self) -> None:
         """Launch the kernel with scalars that :meth:`upload` brings."""
@@ -203,9 +205,8 @@ class FusedLaunch:
         return stream
 
     def _launch(self, stream: Any) -> None:
-        if self._plan is not None and len(self._plan.chunks):
-            grid = (len(self._plan.chunks),)
-            self._kernel(grid, (THREADS,), (self._by_value,), stream=stream)
+        if self._blocks:
+            self._kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
 
 
 class StridedLaunches:

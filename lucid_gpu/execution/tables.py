@@ -94,6 +94,6 @@ def release_retired() -> None:
     """Let go of what the device has read."""
     for _ in range(len(_retired)):
         with suppress(IndexError):  # another thread took the last one
-            event, stage = _retired.popleft()
+            event, memory = _retired.popleft()
             if not event.done:
-                _retired.append((event, stage))
+                _retired.append((event, memory))

@@ -10,6 +10,7 @@ import numpy as np
 from lucid_gpu import device as _device
 from lucid_gpu import transfer
 from lucid_gpu.execution import cpu
+from lucid_gpu.execution.plan import common_layout
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.host_memory import HostMemory
@@ -71,7 +72,7 @@ def copy_apart(array: Any, data: Any, turn: int) -> Any:
 
 def _is_large(array: Any) -> bool:
     is_host = isinstance(array, np.ndarray) and array.nbytes >= LARGE_BYTES
-    return is_host and bool(array.flags.c_contiguous or array.flags.f_contiguous)
+    return is_host and common_layout([array]) != 0
 
 
 def _zeros_apart(
