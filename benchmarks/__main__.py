@@ -42,7 +42,6 @@ def questions() -> dict[str, ModuleType]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 if a question, or ours in one, failed."""
     known = questions()
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser(list(known))
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.questions) - set(known))
@@ -54,8 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     minutes = options.minutes or part * MINUTES["cpu" if home == "cpu" else "cuda"]
     if len(asked) > 1:
         return _ask_apart(asked, home, minutes, options)
-    command = " ".join(["python -m benchmarks", *arguments])
-    return _ask(asked[0], Options(home, options.quick, 60 * minutes), command, options.results)
+    return _ask(asked[0], Options(home, options.quick, 60 * minutes), options.results)
+
+
+def _words(question: ModuleType, options: Options) -> list[str]:
+    """Return the words behind ``python -m`` that ask a question."""
+    minutes = f"{options.seconds / 60:.3f}"
+    return ["benchmarks", question.NAME, "--device", options.device, "--minutes", minutes]
 
 
 def _ask_apart(asked: list[ModuleType], home: str, minutes: float, options: Any) -> int:
@@ -69,8 +73,8 @@ def _ask_apart(asked: list[ModuleType], home: str, minutes: float, options: Any)
     for question in asked:
         seconds = max(1.0, deadline - time.monotonic()) * question.SHARE / shares
         shares -= question.SHARE
-        command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks", question.NAME]
-        command += ["--device", home, "--minutes", f"{seconds / 60:.3f}"]
+        words = _words(question, Options(home, options.quick, seconds))
+        command = [sys.executable, "-X", "faulthandler", "-m", *words]
         command += ["--results", str(options.results), *["--quick"] * options.quick]
         try:
             ended = subprocess.run(command, timeout=seconds + PATIENCE, check=False).returncode
@@ -81,8 +85,10 @@ def _ask_apart(asked: list[ModuleType], home: str, minutes: float, options: Any)
     return status
 
 
-def _ask(question: ModuleType, options: Options, command: str, directory: Path) -> int:
+def _ask(question: ModuleType, options: Options, directory: Path) -> int:
     """Ask a question, record and show the answer, and return the exit status."""
+    words = [*_words(question, options), *["--quick"] * options.quick]
+    command = " ".join(["python -m", *words])  # without the folder of the results: it says nothing
     started = time.monotonic()
     machine.facts(options.device)  # remembered, for a device that has failed tells nothing
 

@@ -55,6 +55,7 @@ def test_a_recorded_run_says_what_where_and_with_which_versions(question, tmp_pa
     assert {"kind", "name", "threads", "memory_bytes", "system"} <= set(recorded["device"])
     assert {"python", "numpy"} <= set(recorded["versions"])
     assert recorded["command"].startswith("python -m benchmarks speed --device cpu")
+    assert str(tmp_path) not in path.read_text()
     ours, peer, gone = recorded["measurements"]
     assert ours["samples"] == [1e-3, 2e-3]
     assert ours["summary"]["best_peer"] == "peer"
