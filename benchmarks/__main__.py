@@ -18,7 +18,7 @@ from typing import Any
 import benchmarks
 from benchmarks import machine, plot, results, table
 from benchmarks.protocol import OURS, Options, Report, Unavailable
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 
 MINUTES = {"cpu": 6.0, "cuda": 6.0}
 """Sampling and set-up; imports and plots come on top, and a GPU run is to end within 8."""
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(options.questions) - set(known))
     if unknown:
         parser.error(f"unknown question {unknown[0]!r}: ask {', '.join(known)}")
-    home = device.resolve(options.device) if options.device else device.default()
+    home = gpu.resolve(options.device) if options.device else gpu.default()
     asked = [known[name] for name in options.questions or known]
     part = sum(question.SHARE for question in asked) / sum(q.SHARE for q in known.values())
     minutes = options.minutes or part * MINUTES["cpu" if home == "cpu" else "cuda"]

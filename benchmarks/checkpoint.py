@@ -19,8 +19,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.peers.files import CONTENDERS, Arrays, Load, Save, on_host, plain
 from benchmarks.protocol import LIMIT, OURS, Measurement, Options, Report, why_missing
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
+from lucid_gpu.device import gpu, transfer
 
 NAME = "checkpoint"
 QUESTION = "How long do checkpoints take, and what does training notice of them?"
@@ -265,7 +264,7 @@ def _training(directory: Path, options: Options) -> Iterator[Measurement]:
 def _wait(device: str) -> None:
     """Wait for the stream of the steps, not for that of a save."""
     if device != "cpu":
-        _device.cupy().cuda.get_current_stream().synchronize()
+        gpu.cupy().cuda.get_current_stream().synchronize()
 
 
 def _sampled(

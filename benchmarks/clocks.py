@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.peers import Contender
 from benchmarks.timing import clock
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 
 SAMPLE_SECONDS = 0.02
 """Short steps are repeated until a sample takes about this long."""
@@ -96,7 +96,7 @@ class DeviceClock:
     """
 
     def __init__(self, contender: Contender) -> None:
-        cp = device.cupy()
+        cp = gpu.cupy()
         self._contender = contender
         self._spin = cp.RawKernel(SPIN, "spin")
         self._events = [cp.cuda.Event() for _ in range(2)]

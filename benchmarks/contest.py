@@ -15,7 +15,7 @@ from benchmarks.peers import Contender, Task
 from benchmarks.protocol import Measurement, Options, Report, why_missing
 from benchmarks.timing import Sample, interleaved
 from benchmarks.workloads import Rule, Workload
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,6 @@ def release(home: str) -> None:
     if home == "cpu":
         return
     with contextlib.suppress(Exception):  # after a fault of the device, nothing can be freed
-        device.cupy().get_default_memory_pool().free_all_blocks()
+        gpu.cupy().get_default_memory_pool().free_all_blocks()
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()

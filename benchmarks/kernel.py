@@ -18,7 +18,7 @@ from benchmarks.peers.ours import Ours
 from benchmarks.protocol import LIMIT, OURS, Options, Report, Unavailable
 from benchmarks.timing import Sample
 from benchmarks.workloads import ADAM, MOMENTUM
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 from lucid_gpu.execution import cuda, plan, sources
 
 NAME = "kernel"
@@ -70,7 +70,7 @@ class Variation:
 
         def compiled(rule: Any, dtype: Any, kinds: Any, _device_id: int) -> Any:
             name = plan.kernel_name(rule, kinds, dtype)
-            module = device.cupy().RawModule(
+            module = gpu.cupy().RawModule(
                 code=self.text(rule), options=cuda.OPTIONS, name_expressions=[name]
             )
             kernel = module.get_function(name)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 from lucid_gpu.execution.cpu import thread_count
 
 PACKAGES = (
@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def _gpu(home: str) -> dict[str, Any]:
-    runtime = device.cupy().cuda.runtime
+    runtime = gpu.cupy().cuda.runtime
     properties = runtime.getDeviceProperties(int(home.removeprefix("cuda:")))
     return {
         "name": properties["name"].decode(),

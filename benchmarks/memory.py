@@ -15,7 +15,7 @@ from benchmarks import contest, peers, workloads
 from benchmarks.peers import Task, pytorch
 from benchmarks.protocol import Measurement, Options, Report, Unavailable, why_missing
 from benchmarks.workloads import ADAM, Workload
-from lucid_gpu import device
+from lucid_gpu.device import gpu
 
 NAME = "memory"
 QUESTION = "How much memory does a step need beside parameters, gradients and state?"
@@ -140,7 +140,7 @@ def _peak_of_torch(name: str, task: Task) -> int:
 
 
 def _peak_of_cupy(name: str, task: Task) -> int:
-    class Peak(device.cupy().cuda.MemoryHook):  # type: ignore[misc]
+    class Peak(gpu.cupy().cuda.MemoryHook):  # type: ignore[misc]
         name = "peak"
         live = highest = 0
 

@@ -26,7 +26,8 @@ from benchmarks.protocol import (
 )
 from benchmarks.timing import Sample, clock, interleaved
 from benchmarks.workloads import ADAM, Workload
-from lucid_gpu import Parameter, device, transfer
+from lucid_gpu import Parameter
+from lucid_gpu.device import gpu, transfer
 from lucid_gpu.optim import Adam
 
 NAME = "offload"
@@ -82,7 +83,7 @@ def _compare(workload: Workload, options: Options, seconds: float) -> Iterator[M
     size = workload.tiny() if options.quick else workload
     takers: dict[tuple[str, str], Sample] = {}
     failures: dict[tuple[str, str], str] = {}
-    with device.on(options.device):
+    with gpu.on(options.device):
         task = Task(size, ADAM, options.device)
         for contender in (_Limit, _Ours, _Torch):
             try:

@@ -1,6 +1,6 @@
 """Fused GPU optimizers for people who train with CuPy arrays; the same program runs on NumPy."""
 
-from lucid_gpu import device, optim
+from lucid_gpu import optim
 from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
 

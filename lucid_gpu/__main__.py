@@ -2,6 +2,6 @@
 
 import sys
 
-from lucid_gpu.cli import main
+from lucid_gpu.command.cli import main
 
 sys.exit(main())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
+from lucid_gpu.device import gpu, transfer
 from lucid_gpu.parameter import Parameter
 
 
@@ -24,7 +23,7 @@ class FlatParameter(Parameter):
 
     def to(self, device: str) -> FlatParameter:
         """Move data and gradient to a device, and the members with them."""
-        device = _device.resolve(device)
+        device = gpu.resolve(device)
         if self.device != device:
             self.rehome(transfer.copy(self.data, device), transfer.copy(self.grad, device))
         return self
@@ -75,9 +74,9 @@ def flatten(params: Iterable[Parameter], name: str | None = None) -> FlatParamet
     members = list(params)
     _check(members)
     first = members[0]
-    xp = _device.module(first.device)
+    xp = gpu.module(first.device)
     size = sum(member.size for member in members)
-    with _device.on(first.device):
+    with gpu.on(first.device):
         data, grad = xp.empty(size, first.dtype), xp.zeros(size, first.dtype)
         start = 0
         for member in members:

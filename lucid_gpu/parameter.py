@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu import device as _device
-from lucid_gpu import ledger, transfer
+from lucid_gpu.device import gpu, gradient_table, transfer
+from lucid_gpu.device.arrays import are_alike, as_array, device_of
 
 _latest_data: object = object()
 _latest_grad: object = object()
@@ -55,7 +55,7 @@ class Parameter:
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, not {name!r}")
-        self._entry = ledger.enter()
+        self._entry = gradient_table.enter()
         self.name = name
         self._data = _as_data(data)
         self._grad: Any = None
@@ -75,7 +75,7 @@ class Parameter:
             return
         value = self._fitting("data", value)
         if self._stays:
-            with _device.on(self.device):
+            with gpu.on(self.device):
                 self._data[...] = value
         else:
             self._set_data(value)
@@ -95,10 +95,10 @@ class Parameter:
                     f"{self._label()} has requires_grad=False and takes no gradient: "
                     "set requires_grad=True to train it"
                 )
-            if not (isinstance(self._data, str) or _device.are_alike(value, self._data)):
+            if not (isinstance(self._data, str) or are_alike(value, self._data)):
                 value = self._fitting("grad", value)
         if self._stays:
-            with _device.on(self.device):
+            with gpu.on(self.device):
                 self._grad[...] = 0 if value is None else value
         else:
             self._set_grad(value)
@@ -137,7 +137,7 @@ class Parameter:
     @property
     def device(self) -> str:
         """Where ``data`` lives: ``"cpu"`` or ``"cuda:N"``."""
-        return _device.of(self._data)
+        return device_of(self._data)
 
     @property
     def stays(self) -> bool:
@@ -157,7 +157,7 @@ class Parameter:
 
         An optimizer that holds state for it must be moved with ``optimizer.to(device)`` instead.
         """
-        device = _device.resolve(device)
+        device = gpu.resolve(device)
         if not self.is_text and self.device != device:
             if self._stays:
                 raise ValueError(f"{self._label()} is part of a flat parameter: move that instead")
@@ -203,12 +203,12 @@ class Parameter:
         return {key: value for key, value in self.__dict__.items() if key != "_entry"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _entry=ledger.enter())
+        self.__dict__.update(state, _entry=gradient_table.enter())
         self.rehome(self._data, self._grad, self._stays)
 
     def __del__(self) -> None:
         if "_entry" in self.__dict__:
-            ledger.leave(self._entry)
+            gradient_table.leave(self._entry)
 
     def _set_data(self, data: Any) -> None:
         global _latest_data  # noqa: PLW0603 - one token for the process: comparing it costs nothing
@@ -218,7 +218,7 @@ class Parameter:
     def _set_grad(self, grad: Any) -> None:
         global _latest_grad  # noqa: PLW0603
         self._grad = grad
-        ledger.note(self._entry, grad)
+        gradient_table.note(self._entry, grad)
         _latest_grad = object()
 
     def _label(self) -> str:
@@ -230,7 +230,7 @@ class Parameter:
             if isinstance(value, str):
                 return value
             raise TypeError(f"data of {self._label()} is text; got {type(value).__name__}")
-        array = _device.as_array(value)
+        array = as_array(value)
         if array is None:
             raise TypeError(
                 f"{what} of {self._label()} must be a NumPy or CuPy array, "
@@ -239,7 +239,7 @@ class Parameter:
         for attribute, have, want, remedy in (
             ("shape", array.shape, self.shape, "reshape it"),
             ("dtype", array.dtype, self.dtype, f"cast it with .astype({self.dtype.name!r})"),
-            ("device", _device.of(array), self.device, f"copy it to {self.device!r}"),
+            ("device", device_of(array), self.device, f"copy it to {self.device!r}"),
         ):
             if have != want:
                 raise ValueError(
@@ -252,7 +252,7 @@ class Parameter:
 def _as_data(value: Any) -> Any:
     if isinstance(value, str):
         return value
-    array = _device.as_array(value)
+    array = as_array(value)
     if array is not None:
         return array
     if isinstance(value, int | float | list | tuple):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lucid_gpu import device as _device
+from lucid_gpu.device import gpu
 from lucid_gpu.execution import cuda, plan
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
@@ -20,9 +20,9 @@ from tests import emulation, rules
 def without_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which CuPy cannot be imported."""
     monkeypatch.setitem(sys.modules, "cupy", None)
-    _device._probe.cache_clear()
+    gpu._probe.cache_clear()
     yield
-    _device._probe.cache_clear()
+    gpu._probe.cache_clear()
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def _installed(kind: str) -> Iterator[str]:
     elif kind == "cuda":
         with emulation.installed():
             yield "cuda:0"
-    elif _device.count():
+    elif gpu.count():
         yield "cuda:0"
     else:
-        pytest.skip(_device.why_unavailable())
+        pytest.skip(gpu.why_unavailable())

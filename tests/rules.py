@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu.optim import FusedOptimizer, roster
+from lucid_gpu.optim import FusedOptimizer
+from lucid_gpu.optim.core import prepared
 
-DTYPES = [dtype.name for dtype in roster.DTYPES]
+DTYPES = [dtype.name for dtype in prepared.DTYPES]
 TRIAL = 0.25
 """A value within the bounds of any rate or coefficient."""
 

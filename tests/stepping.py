@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu import Parameter, transfer
+from lucid_gpu import Parameter
+from lucid_gpu.device import transfer
 
 GUARD = 12345.0
 """What lies around the elements of a view, and must stay."""

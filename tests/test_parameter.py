@@ -9,8 +9,9 @@ import pickle
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, ledger, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter
+from lucid_gpu.device import gradient_table, transfer
+from lucid_gpu.device.arrays import device_of
 
 
 def on(device, values):
@@ -114,7 +115,7 @@ def test_moving_takes_the_gradient_along(accelerator):
     param = Parameter([1.0, 2.0])
     param.grad = np.array([3, 4], np.float32)
     assert param.to(accelerator) is param
-    assert _device.of(param.grad) == accelerator
+    assert device_of(param.grad) == accelerator
     param.to("cpu")
     assert param.grad.tolist() == [3, 4]
 
@@ -179,4 +180,4 @@ def test_copies_are_independent(clone):
 def test_a_parameter_that_is_gone_leaves_its_ledger_entry_to_another():
     entry = Parameter([1.0]).entry
     gc.collect()
-    assert entry in {Parameter([1.0]).entry, *ledger._free}
+    assert entry in {Parameter([1.0]).entry, *gradient_table._free}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.protocol import LIMIT, OURS
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import device_of
 
 Arrays = list[Any]
 Save = Callable[[Path, Arrays], None]
@@ -47,7 +47,7 @@ def plain() -> tuple[Save, Load]:
     def load(path: Path, targets: Arrays) -> None:
         with path.open("rb", buffering=0) as file:
             for target in targets:
-                is_here = _device.of(target) == "cpu"
+                is_here = device_of(target) == "cpu"
                 host = target if is_here else np.empty(target.shape, target.dtype)
                 file.readinto(memoryview(host).cast("B"))
                 if not is_here:

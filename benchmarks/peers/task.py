@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workloads import Rule, Workload
-from lucid_gpu import Parameter, device, optim
+from lucid_gpu import Parameter, optim
+from lucid_gpu.device import gpu
 
 LR = 1e-3
 SEED = 2026
@@ -26,8 +27,8 @@ class Task:
 
     def __init__(self, workload: Workload, rule: Rule, home: str, sets: int = 1) -> None:
         self.workload, self.rule, self.device = workload, rule, home
-        self.xp = device.module(home)
-        with device.on(home):
+        self.xp = gpu.module(home)
+        with gpu.on(home):
             random = self.xp.random.default_rng(SEED)
             self.params = [self._random(random, shape) for shape in workload.shapes]
             self.grads = [[self._random(random, s) for s in workload.shapes] for _ in range(sets)]

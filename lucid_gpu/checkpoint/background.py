@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_gpu import device as _device
-from lucid_gpu import overlap, transfer
+from lucid_gpu.device import overlap, transfer
+from lucid_gpu.device.arrays import Array, is_cupy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Staging:
         self._buffers: dict[tuple[str, int, bool], np.ndarray[Any, Any]] = {}
 
     def take(
-        self, arrays: Mapping[str, _device.Array]
+        self, arrays: Mapping[str, Array]
     ) -> tuple[dict[str, np.ndarray[Any, Any]], Callable[[], object]]:
         """Copy arrays to the host, ordered before whatever the caller does to them next.
 
@@ -37,21 +37,21 @@ class Staging:
         buffers: dict[tuple[str, int, bool], np.ndarray[Any, Any]] = {}
         copies: dict[str, np.ndarray[Any, Any]] = {}
         for name, array in arrays.items():
-            key = (name, array.nbytes, _device.is_cupy(array))
+            key = (name, array.nbytes, is_cupy(array))
             buffers[key] = self._buffers[key] if key in self._buffers else _allocate(array)
             copies[name] = np.ndarray(array.shape, array.dtype, buffers[key])
         self._buffers = buffers
-        on_device = [(a, copies[name]) for name, a in arrays.items() if _device.is_cupy(a)]
+        on_device = [(a, copies[name]) for name, a in arrays.items() if is_cupy(a)]
         arrived = overlap.download_later(on_device)
         for name, array in arrays.items():
-            if not _device.is_cupy(array):
+            if not is_cupy(array):
                 np.copyto(copies[name], array)
         return copies, arrived
 
 
-def _allocate(array: _device.Array) -> np.ndarray[Any, Any]:
+def _allocate(array: Array) -> np.ndarray[Any, Any]:
     size = max(array.nbytes, 1)
-    return transfer.pinned_block(size) if _device.is_cupy(array) else np.empty(size, np.uint8)
+    return transfer.pinned_block(size) if is_cupy(array) else np.empty(size, np.uint8)
 
 
 REST = 8

@@ -18,7 +18,7 @@ from lucid_gpu.checkpoint.tree import Encoder, Node
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lucid_gpu.device import Array
+    from lucid_gpu.device.arrays import Array
 
 
 class Checkpointer:

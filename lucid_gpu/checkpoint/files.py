@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
 from lucid_gpu.checkpoint import dtypes, durable, manifest, shards
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.reader import Reader
 from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.tree import Encoder, Node
+from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device.arrays import Array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
     """
     if device is not None and into is not None:
         raise ValueError("device and into exclude each other: what is in `into` knows its device")
-    place = "cpu" if device is None else _device.resolve(device)
+    place = "cpu" if device is None else gpu.resolve(device)
     with Reader(Path(path)) as reader:
         return read_checkpoint(reader, place, into)
 
@@ -88,7 +88,7 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
         return restore_into(reader, into)
     if device == "cpu":
         return reader.decode(reader.load(reader.manifest.tensors))
-    arrays: dict[str, _device.Array] = {}
+    arrays: dict[str, Array] = {}
     # One by one: the host may have less memory than the GPU.
     for name, tensor in reader.manifest.tensors.items():
         arrays |= reader.load([name])
@@ -100,7 +100,7 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
 def write_checkpoint(
     target: Path,
     node: Node,
-    arrays: Mapping[str, _device.Array],
+    arrays: Mapping[str, Array],
     step: int | None,
     rest: shards.Rest = shards.no_rest,
 ) -> None:
@@ -126,7 +126,7 @@ def write_checkpoint(
 def _write(
     directory: int,
     node: Node,
-    arrays: Mapping[str, _device.Array],
+    arrays: Mapping[str, Array],
     step: int | None,
     rest: shards.Rest,
 ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from lucid_gpu import device as _device
+    from lucid_gpu.device.arrays import Array
 
 _SCRATCH_BYTES = 1 << 20
 """Verifying reads through a buffer of this size, which stays in a core's own cache."""
@@ -91,7 +91,7 @@ class Reader:
         self.read(arrays)
         return arrays
 
-    def decode(self, arrays: Mapping[str, _device.Array]) -> Any:
+    def decode(self, arrays: Mapping[str, Array]) -> Any:
         """Return the tree, with these arrays in it."""
         return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
 from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
 from lucid_gpu.checkpoint.tree import Decoder, Node, child, is_stateful, split
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def restore_into(reader: Reader, tree: Any) -> Any:
 class _Restore:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._targets: dict[str, list[_device.Array]] = {}
+        self._targets: dict[str, list[Array]] = {}
         self._sources: dict[tuple[Any, ...], tuple[str, str]] = {}
         self._objects: list[tuple[Any, Node, str]] = []
         self._settings: list[tuple[Parameter, bool, str | None]] = []
         self._wanted: set[str] = set()
-        self._fresh: dict[str, _device.Array] = {}
+        self._fresh: dict[str, Array] = {}
         self._decoder = Decoder(lambda name, _: self._fresh[name])
 
     def run(self, tree: Any) -> Any:
@@ -69,7 +69,7 @@ class _Restore:
         tag, payload = split(node)
         if isinstance(target, Parameter):
             return self._match_parameter(node, target, path)
-        if _device.is_array(target):
+        if is_array(target):
             if tag != "$array":
                 self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is an array")
             self._note_array(payload, target, path)
@@ -145,11 +145,11 @@ class _Restore:
         self._settings.append((target, payload["requires_grad"], text))
         return lambda: target
 
-    def _want(self, name: str, _path: str) -> _device.Array:
+    def _want(self, name: str, _path: str) -> Array:
         self._wanted.add(name)
         return _NOTHING
 
-    def _note_array(self, name: str, target: _device.Array, path: str) -> None:
+    def _note_array(self, name: str, target: Array, path: str) -> None:
         tensor = self._reader.manifest.tensors[name]
         for what, have, want in (
             ("shape", target.shape, tensor.shape),
@@ -159,9 +159,9 @@ class _Restore:
                 self._refuse(path, f"{what} {want} was saved, and the target has {what} {have}")
         if not target.size:
             return
-        if not _device.is_cupy(target) and not target.flags.writeable:
+        if not is_cupy(target) and not target.flags.writeable:
             self._refuse(path, "the target is read-only: give a writable array")
-        key = (_device.of(target), _device.address(target), target.shape, target.strides)
+        key = (device_of(target), address(target), target.shape, target.strides)
         other, other_path = self._sources.setdefault(key, (name, path))
         if other != name:
             self._refuse(path, f"it is the same memory as {other_path}, but two arrays were saved")
@@ -221,8 +221,8 @@ _NOTHING = np.empty(0)
 _PLAIN = (bool, int, float, str, bytes, np.generic)
 
 
-def _is_plain(array: _device.Array) -> bool:
-    return not _device.is_cupy(array) and array.flags.c_contiguous
+def _is_plain(array: Array) -> bool:
+    return not is_cupy(array) and array.flags.c_contiguous
 
 
 def _is_structure(node: Node) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import xxhash
 
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
 from lucid_gpu.checkpoint import dtypes, durable
 from lucid_gpu.checkpoint.manifest import File, Tensor, digest
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import Array, is_cupy
 
 Layout: TypeAlias = Mapping[str, tuple[dtypes.DType, tuple[int, ...]]]
 """The dtype and shape of every tensor of one shard, in the order of its bytes."""
@@ -34,7 +34,7 @@ PIECE_BYTES = 4 << 20
 """Size of one read or write: large enough for a system call, small enough to hash from cache."""
 
 
-def plan(arrays: Mapping[str, _device.Array]) -> list[list[str]]:
+def plan(arrays: Mapping[str, Array]) -> list[list[str]]:
     """Return the names of the arrays of each shard.
 
     Within a shard, wider dtypes come first, so that every tensor is aligned, as safetensors does.
@@ -68,7 +68,7 @@ def no_rest(_seconds: float) -> None:
 
 
 def write(
-    directory: int, file: str, arrays: Mapping[str, _device.Array], rest: Rest = no_rest
+    directory: int, file: str, arrays: Mapping[str, Array], rest: Rest = no_rest
 ) -> tuple[File, dict[str, Tensor]]:
     """Write one shard durably into an open directory, and return its part of the manifest."""
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
@@ -128,7 +128,7 @@ def _alignment(dtype: dtypes.DType) -> int:
     return 1 if dtypes.storage(dtype, ())[0] == "U8" else dtype.itemsize
 
 
-def _write_array(descriptor: int, array: _device.Array, rest: Rest) -> str:
+def _write_array(descriptor: int, array: Array, rest: Rest) -> str:
     hasher = xxhash.xxh3_128()
     for piece in _pieces(array):
         begin = time.perf_counter()
@@ -138,9 +138,9 @@ def _write_array(descriptor: int, array: _device.Array, rest: Rest) -> str:
     return hasher.hexdigest()
 
 
-def _pieces(array: _device.Array) -> Iterator[memoryview]:
+def _pieces(array: Array) -> Iterator[memoryview]:
     """Yield the bytes of an array in C order: safetensors knows no other."""
-    if _device.is_cupy(array):
+    if is_cupy(array):
         yield from (piece.data for piece in transfer.host_chunks(array))
         return
     # ascontiguousarray would turn a 0-d array into a 1-d one.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from lucid_gpu import device as _device
 from lucid_gpu.checkpoint import dtypes
+from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Encoder:
     """Turns a tree into a node, and collects its arrays under generated names."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, _device.Array] = {}
+        self.arrays: dict[str, Array] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._parameters: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -59,7 +59,7 @@ class Encoder:
             return encoder(self, value, path, depth + 1)
         if isinstance(value, np.generic):
             return self._scalar(value, path)
-        if _device.is_array(value):
+        if is_array(value):
             return {"$array": self._array(value, path)}
         if isinstance(value, Parameter):
             return self._parameter(value, path, depth + 1)
@@ -111,8 +111,8 @@ class Encoder:
         spelled = _spelled(value.dtype, path)
         return {"$scalar": {"dtype": spelled, "data": _text(_scalar_bytes(value))}}
 
-    def _array(self, value: _device.Array, path: str) -> str:
-        if not _device.is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
+    def _array(self, value: Array, path: str) -> str:
+        if not is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
             raise TypeError(
                 f"{path} is a {type(value).__name__}, of which only the plain values could be "
                 "stored: convert it with np.asarray, and store what else it holds beside it"
@@ -120,7 +120,7 @@ class Encoder:
         _spelled(value.dtype, path)
         key: tuple[Any, ...] = (id(value),)
         if value.size:
-            key = (_device.of(value), _device.address(value), value.shape, value.strides)
+            key = (device_of(value), address(value), value.shape, value.strides)
             key = (*key, value.dtype)
         if key not in self._names:
             self._names[key] = f"t{len(self._names)}"
@@ -159,7 +159,7 @@ class Decoder:
         TreeError: by every method, for a node that no Encoder wrote.
     """
 
-    def __init__(self, resolve: Callable[[str, str], _device.Array]) -> None:
+    def __init__(self, resolve: Callable[[str, str], Array]) -> None:
         self._resolve = resolve
         self._parameters: dict[int, Parameter] = {}
 
@@ -226,7 +226,7 @@ class Decoder:
         scalar: Any = np.ndarray((), dtype, bytearray(data))
         return scalar[()]  # type: ignore[no-any-return]
 
-    def _array(self, payload: Any, path: str, _depth: int) -> _device.Array:
+    def _array(self, payload: Any, path: str, _depth: int) -> Array:
         return self._resolve(payload, path)
 
     def _parameter(self, payload: Any, path: str, depth: int) -> Parameter:
@@ -235,7 +235,7 @@ class Decoder:
             data = self.decode(payload["data"], f"{path}.data", depth)
             if type(payload["requires_grad"]) is not bool:
                 raise TypeError
-            if type(data) is not str and not _device.is_array(data):
+            if type(data) is not str and not is_array(data):
                 raise TypeError
             name = self.decode(payload["name"], path)
             self._parameters[number] = Parameter(data, payload["requires_grad"], name)

@@ -1,7 +1,7 @@
 """Runs a rule on the CPU, in blocks that stay in cache, on threads.
 
 Blocks are updated by the rule's NumPy twin or, if asked for, to the same bits by compiled code:
-see :mod:`lucid_gpu.execution.native`.
+see :mod:`lucid_gpu.execution.compiled`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.device import C_ORDER, address, contiguity, of
-from lucid_gpu.execution import native
+from lucid_gpu.device.arrays import C_ORDER, address, contiguity, device_of
+from lucid_gpu.execution import compiled
 from lucid_gpu.execution.plan import Work, common_layout
 
 BLOCK_ELEMENTS = 1 << 17
@@ -67,7 +67,7 @@ def thread_count() -> int:
 
 def fits_a_pack(param: Any) -> bool:
     """Say whether a parameter is stepped together with others: best with slots side by side."""
-    return of(param) == "cpu" and param.size <= PACKED_ELEMENTS and param.flags.c_contiguous
+    return device_of(param) == "cpu" and param.size <= PACKED_ELEMENTS and param.flags.c_contiguous
 
 
 class CpuExecutor:
@@ -105,8 +105,8 @@ class CpuExecutor:
         # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
         self._scalars = np.zeros((len(work.variants), len(work.rule.Scalars._fields)), work.dtype)
         rows = [work.rule.Scalars(*(row[i, ...] for i in range(len(row)))) for row in self._scalars]
-        compiled = [native.compiled_update(work.rule, v, work.dtype) for v in work.variants]
-        self._constants = list(zip(rows, work.variants, compiled, strict=True))
+        updates = [compiled.compiled_update(work.rule, v, work.dtype) for v in work.variants]
+        self._constants = list(zip(rows, work.variants, updates, strict=True))
         self._grads: list[Any] = []
         self._take(work.grads)
         work.grads = []
@@ -310,7 +310,7 @@ def _flatten(array: Any) -> Any:
 
 def elements_of_a_flat_block(elements: int) -> int:
     """Return how many elements blocks of contiguous arrays have, of so many in all."""
-    if native.mode() == "numpy":
+    if compiled.mode() == "numpy":
         return BLOCK_ELEMENTS
     return max(BLOCK_ELEMENTS, min(COMPILED_ELEMENTS, elements // FEWEST_BLOCKS))
 

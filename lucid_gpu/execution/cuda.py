@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu import device
+from lucid_gpu.device import gpu, tables
+from lucid_gpu.device.arrays import address, contiguity, device_of
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution import tables
 from lucid_gpu.execution.plan import Plan, Rule, Work
 from lucid_gpu.execution.sources import joined
 
@@ -33,14 +33,14 @@ class CudaExecutor:
     """
 
     def __init__(self, work: Work) -> None:
-        self._home = device.of(work.params[0])
+        self._home = device_of(work.params[0])
         arrays = zip(work.params, work.slots, strict=True)
         layouts = [_plan.common_layout((param, *slots)) for param, slots in arrays]
         self._layouts = np.array(layouts, np.uint8)
-        self._is_dense = self._match(np.array([*map(device.contiguity, work.grads)], np.uint8))
+        self._is_dense = self._match(np.array([*map(contiguity, work.grads)], np.uint8))
         self._dense = np.flatnonzero(self._is_dense)
         self._strided = np.flatnonzero(~self._is_dense)
-        with device.on(self._home):
+        with gpu.on(self._home):
             self._fused = self._fused_launch(work.select(self._dense))
             self._single = self._strided_launches(work.select(self._strided))
         self.needs_gradients = len(self._strided) > 0
@@ -49,7 +49,7 @@ class CudaExecutor:
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take other gradient arrays from now on; False if their layout asks for a new executor."""
         addresses = np.array([grad.data.ptr for grad in grads], np.uint64)
-        layouts = np.array([*map(device.contiguity, grads)], np.uint8)
+        layouts = np.array([*map(contiguity, grads)], np.uint8)
         if not self.move_gradients(addresses, layouts):
             return False
         self._single.replace_gradients([grads[i] for i in self._strided.tolist()])
@@ -66,7 +66,7 @@ class CudaExecutor:
 
     def run(self, scalars: Sequence[Any]) -> None:
         """Update every tensor, with one tuple of scalars for each row."""
-        with device.on(self._home):
+        with gpu.on(self._home):
             self._fused.run(scalars)
             self._single.launch(scalars)
 
@@ -82,8 +82,8 @@ class CudaExecutor:
                 f"{len(self._strided)} parameters or gradients are not contiguous, which a CUDA "
                 "graph cannot replay with new scalars: make them contiguous before capturing"
             )
-        with device.on(self._home):
-            if not device.is_capturing():
+        with gpu.on(self._home):
+            if not gpu.is_capturing():
                 raise RuntimeError(
                     f"the parameters on {self._home} step on a stream that records no graph: "
                     "capture one optimizer for each device"
@@ -92,7 +92,7 @@ class CudaExecutor:
 
     def upload(self, scalars: Sequence[Any]) -> None:
         """Bring scalars and gradient addresses to the device, for the next replay."""
-        with device.on(self._home):
+        with gpu.on(self._home):
             self._fused.upload(scalars)
 
     def _fused_launch(self, work: Work) -> FusedLaunch:
@@ -118,7 +118,7 @@ class FusedLaunch:
         self._plan: Plan | None = None
         if not work.params:
             return
-        cp = device.cupy()
+        cp = gpu.cupy()
         self._plan = plan = self._make_plan(work)
         self._chunks = cp.array(plan.chunks.view(np.uint8))
         self._tensors = cp.array(plan.tensors.view(np.uint8))
@@ -127,7 +127,7 @@ class FusedLaunch:
         self._table = tables.Table(self._split + 8 * len(plan.tensors))
         self._streams = [cp.cuda.get_current_stream()] * 2  # made on, last used on
         memory = self._chunks, self._tensors, self._table.device
-        home = device.of(self._chunks)
+        home = device_of(self._chunks)
         weakref.finalize(self, tables.retire, home, self._streams, memory).atexit = False
         self._scalars = self._table.host[:nbytes].view(work.dtype)
         self._grads = self._table.host[self._split :].view(np.uint64)
@@ -149,7 +149,7 @@ class FusedLaunch:
 
     def _make_plan(self, work: Work) -> Plan:
         addresses = [
-            [device.address(param), *map(device.address, slots)]
+            [address(param), *map(address, slots)]
             for param, slots in zip(work.params, work.slots, strict=True)
         ]
         return _plan.build(work, _plan.whole(work), addresses)
@@ -201,7 +201,7 @@ class FusedLaunch:
 
     def _stream(self) -> Any:
         """Return the current stream, on which the tables are used from now on."""
-        stream = self._streams[-1] = device.cupy().cuda.get_current_stream()
+        stream = self._streams[-1] = gpu.cupy().cuda.get_current_stream()
         return stream
 
     def _launch(self, stream: Any) -> None:
@@ -248,7 +248,7 @@ def _compiled(
     """Return the kernel for some variants of a rule, compiled at the first call."""
     name = _plan.kernel_name(rule, kinds, dtype)
     source = joined("rule", rule.kernel, "fused_step")
-    module = device.cupy().RawModule(code=source, options=OPTIONS, name_expressions=[name])
+    module = gpu.cupy().RawModule(code=source, options=OPTIONS, name_expressions=[name])
     return module.get_function(name)
 
 
@@ -263,7 +263,7 @@ def _elementwise(rule: type[Rule], dtype: np.dtype[Any], variant: Any) -> Any:
     body = [f"{_plan.c_type(dtype)} {name} = 0;" for name in spare]
     body.append(f"const {functor} rule{{{', '.join(names)}}};")
     body.append(f"rule({', '.join(['param', 'grad', *slots, *spare])});")
-    return device.cupy().ElementwiseKernel(
+    return gpu.cupy().ElementwiseKernel(
         ", ".join(f"{scalar} {name}" for name in ("grad", *names)),
         ", ".join(f"{scalar} {name}" for name in ("param", *slots)),
         " ".join(body),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import C_ORDER, F_ORDER, contiguity
+from lucid_gpu.device.arrays import C_ORDER, F_ORDER, contiguity
 
 DENSE = C_ORDER | F_ORDER
 

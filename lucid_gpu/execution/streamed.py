@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu import device, transfer
+from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.cuda import THREADS, CudaExecutor, FusedLaunch, StridedLaunches
 from lucid_gpu.execution.plan import Piece, Plan, Work
@@ -133,7 +134,7 @@ class _StreamedLaunch(FusedLaunch):
 
     def _make_plan(self, work: Work) -> Plan:
         """Return the plan in which the pieces of each window are tensors of their own."""
-        cuda = device.cupy().cuda
+        cuda = gpu.cupy().cuda
         itemsize, slots = work.dtype.itemsize, max(1, *map(len, work.slots))
         windows = _plan.windows(_plan.whole(work), WINDOW_BYTES // (slots * itemsize))
         pieces = [piece for window in windows for piece in window]
@@ -161,7 +162,7 @@ class _VisitingLaunches(StridedLaunches):
     """The slots of one tensor after the other, as a whole, while the host waits."""
 
     def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
-        home = device.of(self._work.params[i])
+        home = device_of(self._work.params[i])
         visitors = [transfer.copy(slot, home) for slot in slots]
         super()._update(i, scalars, visitors)
         for slot, visitor in zip(slots, visitors, strict=True):
@@ -169,7 +170,7 @@ class _VisitingLaunches(StridedLaunches):
 
 
 def _make_berth(nbytes: int) -> _Berth:
-    cp = device.cupy()
+    cp = gpu.cupy()
     events = (cp.cuda.Event(disable_timing=True) for _ in range(3))
     return _Berth(cp.empty(nbytes, np.uint8), *events)
 
@@ -194,10 +195,10 @@ def _lay_out(
     offset = 0
     for tensor, start, size in window:
         skipped, nbytes = start * itemsize, size * itemsize
-        own = [device.address(work.params[tensor]) + skipped]
+        own = [address(work.params[tensor]) + skipped]
         for slot, place, made in zip(work.slots[tensor], places, copies, strict=False):
             at = place + offset
-            host = device.address(slot) + skipped
+            host = address(slot) + skipped
             own.append(int(at.ptr))
             if made and _is_next(made[-1], at, host, slot.base):
                 made[-1] = made[-1]._replace(nbytes=made[-1].nbytes + nbytes)

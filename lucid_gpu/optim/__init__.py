@@ -1,13 +1,14 @@
 """Optimizers."""
 
 from lucid_gpu.optim.adam import Adam, AdamW
-from lucid_gpu.optim.fused import FusedOptimizer
-from lucid_gpu.optim.hooks import (
+from lucid_gpu.optim.core import checks, pytorch
+from lucid_gpu.optim.core.fused import FusedOptimizer
+from lucid_gpu.optim.core.hooks import (
     RemovableHandle,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from lucid_gpu.optim.optimizer import Optimizer
+from lucid_gpu.optim.core.optimizer import Optimizer
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.stub import OptimizerStub
 
@@ -19,6 +20,8 @@ __all__ = [
     "Optimizer",
     "OptimizerStub",
     "RemovableHandle",
+    "checks",
+    "pytorch",
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",
 ]

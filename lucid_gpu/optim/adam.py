@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu.optim import bounds
-from lucid_gpu.optim.fused import DECAYS, FusedOptimizer, decay_kind
+from lucid_gpu.optim.core import checks
+from lucid_gpu.optim.core.fused import DECAYS, FusedOptimizer, decay_kind
 
 
 class Adam(FusedOptimizer):
@@ -110,10 +110,10 @@ class Adam(FusedOptimizer):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
-        bounds.nonnegative(options, "lr", "eps", "weight_decay")
-        bounds.decay_rates(options, "betas", 2)
-        bounds.one_of(options, "amsgrad", self.switches["amsgrad"])
-        bounds.switches(options, "decoupled_weight_decay", "maximize")
+        checks.nonnegative(options, "lr", "eps", "weight_decay")
+        checks.decay_rates(options, "betas", 2)
+        checks.one_of(options, "amsgrad", self.switches["amsgrad"])
+        checks.switches(options, "decoupled_weight_decay", "maximize")
 
     @staticmethod
     def variant(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu.optim import bounds
-from lucid_gpu.optim.fused import DECAYS, FusedOptimizer, decay_kind
+from lucid_gpu.optim.core import checks
+from lucid_gpu.optim.core.fused import DECAYS, FusedOptimizer, decay_kind
 
 
 class SGD(FusedOptimizer):
@@ -104,9 +104,9 @@ class SGD(FusedOptimizer):
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
-        bounds.nonnegative(options, "lr", "momentum", "weight_decay")
-        bounds.finite(options, "dampening")
-        bounds.switches(options, "nesterov", "decoupled_weight_decay", "maximize", "dampen_first")
+        checks.nonnegative(options, "lr", "momentum", "weight_decay")
+        checks.finite(options, "dampening")
+        checks.switches(options, "nesterov", "decoupled_weight_decay", "maximize", "dampen_first")
         if options["nesterov"] and not (options["momentum"] > 0 and options["dampening"] == 0):
             raise ValueError(
                 "nesterov needs momentum > 0 and dampening 0, not "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lucid_gpu.optim.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 
 
 class OptimizerStub(Optimizer):

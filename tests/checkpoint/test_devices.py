@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import Checkpointer, dtypes, load, save
 from lucid_gpu.checkpoint.background import Staging
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import device_of
 from tests.checkpoint import trees
 
 
@@ -36,7 +37,7 @@ def test_every_dtype_of_the_device_round_trips(path, device, dtype):
     save(path, [on(device, array) for array in arrays])
     assert trees.same(load(path), arrays)
     loaded = load(path, device=device)
-    assert {_device.of(array) for array in loaded} == {device}
+    assert {device_of(array) for array in loaded} == {device}
     assert trees.same([host(array) for array in loaded], arrays)
 
 

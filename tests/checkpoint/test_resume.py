@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, optim, transfer
+from lucid_gpu import Parameter, optim
 from lucid_gpu.checkpoint import Checkpointer, CheckpointError
+from lucid_gpu.device import transfer
 from tests.checkpoint import trees
 
 OPTIONS = {

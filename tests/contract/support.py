@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu import Parameter, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import device_of, is_array
 from lucid_gpu.optim import Optimizer
 
 
@@ -62,9 +63,9 @@ def picture(value: Any) -> Any:
     if _is_parameter(value):
         kind = type(value).__name__
         return kind, getattr(value, "name", None), picture(value.data), picture(value.grad)
-    if _device.is_array(value):
+    if is_array(value):
         on_host = host(value)
-        return "array", _device.of(value), on_host.dtype, on_host.shape, on_host.tobytes()
+        return "array", device_of(value), on_host.dtype, on_host.shape, on_host.tobytes()
     if isinstance(value, dict):
         return type(value), [(picture(key), picture(item)) for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -99,4 +100,4 @@ def _params(optimizer: Optimizer) -> list[Any]:
 
 
 def _is_parameter(value: Any) -> bool:
-    return not _device.is_array(value) and hasattr(value, "data") and hasattr(value, "grad")
+    return not is_array(value) and hasattr(value, "data") and hasattr(value, "grad")

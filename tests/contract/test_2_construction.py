@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device import gpu
 from tests.contract.support import (
     Foreign,
     MyOptimizer,
@@ -306,7 +306,7 @@ def test_an_edited_learning_rate_reaches_strided_arrays(device):
 
 def captured(optimizer):
     """Step once, record a step, and return the stream and the graph."""
-    stream = _device.cupy().cuda.Stream(non_blocking=True)
+    stream = gpu.cupy().cuda.Stream(non_blocking=True)
     with stream:
         optimizer.step()
         stream.begin_capture()

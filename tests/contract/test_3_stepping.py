@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_gpu import Parameter, optim, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter, optim
+from lucid_gpu.device import gpu, transfer
 from tests.contract.support import (
     Foreign,
     MyOptimizer,
@@ -209,7 +209,7 @@ def test_every_layout_updates_as_its_contiguous_copy(device, rule, layout, grad_
     """Row 16."""
     rng = np.random.default_rng(0)
     data, gradient = (rng.standard_normal((8, 12)).astype(np.float32) for _ in range(2))
-    xp = _device.module(device)
+    xp = gpu.module(device)
     view = LAYOUTS[layout](transfer.to(data, device))
     grad_view = LAYOUTS[layout](transfer.to(gradient, device))
     if grad_layout == "C":

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import lucid_gpu
-from lucid_gpu import Parameter, optim, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter, optim
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import device_of
 from tests.contract.support import Foreign, array, everything, picture, trained, unchanged
 from tests.contract.textual import Client
 
@@ -242,6 +243,6 @@ def test_a_move_that_fails_half_way_moves_nothing(source, target, monkeypatch):
     with pytest.raises(MemoryError):
         optimizer.to(target)
     monkeypatch.undo()
-    places = {_device.of(slots["exp_avg"]) for slots in optimizer.state.values()}
+    places = {device_of(slots["exp_avg"]) for slots in optimizer.state.values()}
     assert places == {source} == {p.device for p in optimizer.state}
     optimizer.step()

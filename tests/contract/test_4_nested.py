@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lucid_gpu import Parameter, checkpoint, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device import gpu
+from lucid_gpu.device.arrays import device_of
 from tests.contract.support import MyOptimizer, array, picture, trained, unchanged
 from tests.contract.textual import SECRET, Client, Stateless, TextualGradientDescent
 
@@ -112,9 +113,9 @@ def test_nested_arrays_go_to_the_device_of_the_parameter(device):
     optimizer = MyOptimizer([param])
     optimizer.state[param]["history"] = [(1, {"x": array([2.0], device)})]
     saved = optimizer.state_dict(device="cpu")
-    assert _device.of(saved["state"][0]["history"][0][1]["x"]) == "cpu"
+    assert device_of(saved["state"][0]["history"][0][1]["x"]) == "cpu"
     optimizer.load_state_dict(saved)
-    assert _device.of(optimizer.state[param]["history"][0][1]["x"]) == _device.resolve(device)
+    assert device_of(optimizer.state[param]["history"][0][1]["x"]) == gpu.resolve(device)
 
 
 def test_values_nested_a_hundred_deep_come_back():

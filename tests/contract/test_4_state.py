@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device import gpu
+from lucid_gpu.device.arrays import device_of
 from tests.contract.support import (
     MyOptimizer,
     array,
@@ -81,7 +82,7 @@ def test_slots_live_beside_their_parameter(device):
     """Row 20."""
     optimizer = adam(device)
     for param, slots in optimizer.state.items():
-        assert _device.of(slots["exp_avg"]) == param.device
+        assert device_of(slots["exp_avg"]) == param.device
         assert slots["exp_avg"].dtype == param.dtype
         assert slots["exp_avg"].shape == param.shape
 
@@ -165,14 +166,14 @@ def test_a_state_dict_shares_nothing_with_the_optimizer(device):
 def test_arrays_of_a_state_dict_stay_on_their_device(device):
     """Row 21."""
     saved = adam(device).state_dict()
-    assert _device.of(saved["state"][0]["exp_avg"]) == _device.resolve(device)
+    assert device_of(saved["state"][0]["exp_avg"]) == gpu.resolve(device)
 
 
 def test_a_state_dict_can_be_brought_to_the_host(device):
     """Row 21."""
     saved = adam(device).state_dict(device="cpu")
     arrays = [slot for slots in saved["state"].values() for slot in slots.values()]
-    assert {_device.of(slot) for slot in arrays if not isinstance(slot, int)} == {"cpu"}
+    assert {device_of(slot) for slot in arrays if not isinstance(slot, int)} == {"cpu"}
 
 
 def test_a_state_dict_without_copies_holds_the_arrays_of_the_optimizer(device):
@@ -254,10 +255,10 @@ def test_arrays_go_to_the_device_of_their_parameter(emulated):
     """Row 23."""
     on_gpu, on_cpu = adam("cuda:0"), adam("cpu", steps=0)
     on_cpu.load_state_dict(on_gpu.state_dict())
-    assert {_device.of(slots["exp_avg"]) for slots in on_cpu.state.values()} == {"cpu"}
+    assert {device_of(slots["exp_avg"]) for slots in on_cpu.state.values()} == {"cpu"}
     back = adam("cuda:1", steps=0)
     back.load_state_dict(on_cpu.state_dict())
-    assert {_device.of(slots["exp_avg"]) for slots in back.state.values()} == {"cuda:1"}
+    assert {device_of(slots["exp_avg"]) for slots in back.state.values()} == {"cuda:1"}
     assert {type(slots["step"]) for slots in back.state.values()} == {int}
 
 
@@ -267,7 +268,7 @@ def test_each_slot_keeps_its_own_dtype(device):
     class Mixed(MyOptimizer):
         def step(self, closure=None):
             for param in self.param_groups[0]["params"]:
-                xp = _device.module(param.device)
+                xp = gpu.module(param.device)
                 self.state[param]["step"] = self.state[param].get("step", 0) + 1
                 self.state[param]["exp_avg"] = xp.ones(param.shape, "float32")
                 self.state[param]["count"] = xp.ones(param.shape, "int64")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device import gpu
 from lucid_gpu.optim.dialects import tiny_pytorch
 from tests.contract.support import Foreign, array, trained, unchanged
 from tests.contract.textual import Client
@@ -297,7 +297,7 @@ STEPS = {
     ),
     "a parameter that is a broadcast view": Wrong(
         lambda w: sgd_step(
-            Parameter(_device.module(w.device).broadcast_to(w.a.data[:1], (3,)), name="x")
+            Parameter(gpu.module(w.device).broadcast_to(w.a.data[:1], (3,)), name="x")
         ),
         ValueError,
         "'x' is (read-only|a broadcast view)",

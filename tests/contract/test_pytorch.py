@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu.optim import pytorch
+from lucid_gpu.optim.core import pytorch
 from tests.contract.support import everything, unchanged
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'lucid-gpu[oracle]'")

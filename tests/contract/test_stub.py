@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device.arrays import device_of
 from tests.contract.support import array, everything, trained, unchanged, values
 
 
@@ -141,7 +141,7 @@ def test_the_stub_can_be_copied_pickled_moved_and_shown(device):
     assert everything(pickle.loads(pickle.dumps(stub))) == everything(stub)
     assert stub.to("cpu") is stub
     assert repr(stub).startswith("OptimizerStub (\nParameter Group 0\n    lr: 0.0")
-    assert _device.of(stub.param_groups[0]["params"][0].data) == "cpu"
+    assert device_of(stub.param_groups[0]["params"][0].data) == "cpu"
 
 
 def test_the_stub_takes_the_place_of_an_optimizer(device):

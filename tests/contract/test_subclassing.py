@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu import device as _device
+from lucid_gpu.device.arrays import device_of
 from tests.contract.rules.lion import Lion
 from tests.contract.support import Foreign, array, everything, host, trained, values
 
@@ -145,7 +145,7 @@ def test_foreign_parameters_move(emulated):
     optimizer = optim.Adam([foreign], lr=0.5)
     optimizer.step()
     optimizer.to("cuda:0")
-    assert {_device.of(x) for x in (foreign.data, foreign.grad)} == {"cuda:0"}
+    assert {device_of(x) for x in (foreign.data, foreign.grad)} == {"cuda:0"}
     optimizer.step()
     assert optimizer.state[foreign]["step"] == 2
     assert len(emulated.record.launches) == 1

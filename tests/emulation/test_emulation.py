@@ -8,8 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from lucid_gpu import device as _device
-from lucid_gpu import transfer
+from lucid_gpu.device import gpu, transfer
 from tests import emulation
 from tests.emulation.machine import CUDARuntimeError
 
@@ -29,7 +28,7 @@ __global__ void scale(T* data, const T* factor) {
 
 @pytest.fixture
 def cp(emulated):
-    return _device.cupy()
+    return gpu.cupy()
 
 
 def kernel(cp, name="scale<float>"):
@@ -40,7 +39,7 @@ def kernel(cp, name="scale<float>"):
 def test_cupy_is_there_only_while_it_is_installed():
     before = sys.modules.get("cupy")
     with emulation.installed():
-        assert _device.count() == 2
+        assert gpu.count() == 2
     assert sys.modules.get("cupy") is before
 
 

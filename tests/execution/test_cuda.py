@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, transfer
-from lucid_gpu.execution import plan, tables
+from lucid_gpu import Parameter
+from lucid_gpu.device import tables, transfer
+from lucid_gpu.execution import plan
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 from tests.emulation.machine import Record

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, transfer
-from lucid_gpu import device as _device
+from lucid_gpu import Parameter
+from lucid_gpu.device import gpu, transfer
 from lucid_gpu.optim import SGD, Adam
 from tests.execution.test_cuda import crowd, groups_of_one, make, set_gradients
 
@@ -81,7 +81,7 @@ def test_replays_read_gradients_that_were_refilled_in_place(accelerator):
     graph, stream = capture(optimizer)
     other.step()
     for one in (param, twin):
-        with _device.on(one.device):
+        with gpu.on(one.device):
             one.grad[...] = 3
     replay(optimizer, graph, stream)
     other.step()

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lucid_gpu import Parameter, transfer
+from lucid_gpu import Parameter
+from lucid_gpu.device import transfer
 from lucid_gpu.execution import plan, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules

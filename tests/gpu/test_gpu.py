@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, transfer
-from lucid_gpu import device as _device
-from lucid_gpu.execution import cuda, plan, streamed, tables
+from lucid_gpu import Parameter
+from lucid_gpu.device import gpu, tables, transfer
+from lucid_gpu.execution import cuda, plan, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 
@@ -26,9 +26,9 @@ extern "C" __global__ void spin(long long cycles) {
 @pytest.fixture
 def cp():
     """CuPy, with a GPU."""
-    if not _device.count():
-        pytest.skip(_device.why_unavailable())
-    return _device.cupy()
+    if not gpu.count():
+        pytest.skip(gpu.why_unavailable())
+    return gpu.cupy()
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_float32_below_the_normal_range_counts_as_zero(cp, dtype, kept):
 
 
 def test_two_gpus_step_together(cp):
-    if _device.count() < 2:
+    if gpu.count() < 2:
         pytest.skip("needs two GPUs")
     values = np.linspace(-1, 1, 4099).astype(np.float32)
     params = [Parameter(values, device=name) for name in ("cuda:0", "cuda:1")]

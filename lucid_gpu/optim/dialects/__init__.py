@@ -82,5 +82,5 @@ momentum are in :mod:`lucid_gpu.optim.dialects.tiny_pytorch`. Its import line be
 
 **PyTorch** (``torch.optim``): the arguments of ``Adam``, ``AdamW`` and ``SGD`` are the same, apart
 from ``amsgrad="raw"``; ``load_state_dict`` takes PyTorch's state dicts, and
-:func:`lucid_gpu.optim.pytorch.export` writes them.
+:func:`lucid_gpu.optim.core.pytorch.export` writes them.
 """

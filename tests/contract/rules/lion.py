@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lucid_gpu.optim import FusedOptimizer, bounds
+from lucid_gpu.optim import FusedOptimizer
+from lucid_gpu.optim.core import checks
 
 
 class Lion(FusedOptimizer):
@@ -33,8 +34,8 @@ class Lion(FusedOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     def check_options(self, options):
-        bounds.nonnegative(options, "lr", "weight_decay")
-        bounds.decay_rates(options, "betas", 2)
+        checks.nonnegative(options, "lr", "weight_decay")
+        checks.decay_rates(options, "betas", 2)
 
     @staticmethod
     def variant(options):

@@ -1,0 +1,200 @@
+"""The ``lucid-gpu`` command.
+
+Exit codes: 0 when all went well, 1 when not, 2 for a wrong command line; a demo that a signal
+stopped ends with 128 more than the signal's number, which is 130 for Ctrl-C. ``diff`` ends as the
+tool of that name: 1 for a difference, 2 when it cannot tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lucid_gpu
+from lucid_gpu.checkpoint import CheckpointError, report
+from lucid_gpu.command import demo, display, info
+from lucid_gpu.device import gpu
+from lucid_gpu.execution.cpu import thread_count
+
+_FAILURES = (display.DemoError, CheckpointError, gpu.DeviceUnavailableError, OSError)
+"""What is not a defect of this program: one line says it all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["verify", "/nowhere"])
+        1
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            arguments = _parser().parse_args(argv)
+            code: int = arguments.run(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read the output has enough; what is left must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            return _fail("interrupted", 128 + signal.SIGINT)
+        except _FAILURES as error:
+            return _fail(str(error))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lucid-gpu", description="Fused GPU optimizers, on CuPy or NumPy."
+    )
+    parser.add_argument("--version", action="version", version=lucid_gpu.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    about = commands.add_parser("info", help="what runs here, and what is missing")
+    about.set_defaults(run=_info)
+    for name, paths, unreadable, text in (
+        ("inspect", ["PATH"], 1, "print what a checkpoint holds"),
+        ("verify", ["PATH"], 1, "check every digest of a checkpoint, or of all those of a run"),
+        ("diff", ["BEFORE", "AFTER"], 2, "say what changed between two checkpoints"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        for path in paths:
+            command.add_argument(path, type=Path, help="a checkpoint, or the directory of a run")
+        command.set_defaults(run=_reporter(getattr(report, name), paths, unreadable))
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    text = "train a classifier of handwritten digits, with checkpoints"
+    command = commands.add_parser("demo", help=text, description=f"{text.capitalize()}.")
+    option = command.add_argument
+    defaults = demo.DEFAULTS
+    option("--device", type=_device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    option("--optimizer", choices=demo.OPTIMIZERS, help=f"(default: {defaults['optimizer']})")
+    option("--epochs", type=_at_least(1), metavar="N", help=f"(default: {defaults['epochs']})")
+    option(
+        "--seed",
+        type=_at_least(0),
+        metavar="N",
+        help=f"of the initial weights and the order of images (default: {defaults['seed']})",
+    )
+    option(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="where the run is saved after each epoch and on Ctrl-C (default: a new folder)",
+    )
+    option("--resume", action="store_true", help="continue the run in --checkpoint DIR")
+    option("--plot", type=Path, metavar="FILE.png", help="draw the curves of loss and accuracy")
+    command.set_defaults(run=_demo, usage_error=command.error)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    if arguments.resume and arguments.checkpoint is None:
+        arguments.usage_error("--resume needs --checkpoint DIR: the directory of the run")
+    display.check_packages()
+    if arguments.plot is not None:
+        display.check_plot(arguments.plot)
+    try:
+        thread_count()
+    except ValueError as error:
+        return _fail(str(error))
+    directory = arguments.checkpoint or Path(tempfile.mkdtemp(prefix="lucid-gpu-demo-"))
+    home = arguments.device or gpu.default()
+    run = demo.train(
+        directory,
+        home,
+        arguments.optimizer,
+        arguments.seed,
+        arguments.epochs,
+        arguments.resume,
+    )
+    if arguments.plot is not None and run.history:
+        display.plot(run.history, arguments.plot)
+    if run.interrupted_by is not None:
+        again = _resume_command(directory, home, arguments.plot)
+        message = f"stopped after {run.step} mini-batches, all saved; to continue:\n  {again}"
+        return _fail(message, 128 + run.interrupted_by)
+    print(
+        f"test accuracy {run.history[-1]['test']:.1%} after epoch {len(run.history)} of "
+        f"{run.settings['optimizer']}, seed {run.settings['seed']}, on {home}\n"
+        f"parameters {run.digest()}, checkpoints in {directory}"
+    )
+    return 0
+
+
+def _resume_command(directory: Path, home: str, plot: Path | None) -> str:
+    words = ["demo", "--resume", "--checkpoint", str(directory), "--device", home]
+    if plot is not None:
+        words += ["--plot", str(plot)]
+    return f"{_program()} {shlex.join(words)}"
+
+
+def _program() -> str:
+    """Return how this program is called again: by its name where the shell finds it by that."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m lucid_gpu"
+    found = shutil.which(called.name)
+    if found is not None and called.exists() and Path(found).samefile(called):
+        return called.name
+    return shlex.quote(str(called))
+
+
+def _info(_: argparse.Namespace) -> int:
+    print(info.report())
+    return 0
+
+
+def _reporter(
+    make: Callable[..., report.Report], paths: Sequence[str], unreadable: int
+) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        result = make(*(getattr(arguments, path) for path in paths))
+        if result.exit_code == unreadable:
+            return _fail(result.text, unreadable)
+        print(result.text)
+        return result.exit_code
+
+    return run
+
+
+def _device(name: str) -> str:
+    try:
+        return gpu.resolve(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"lucid-gpu: warning: {message}", file=sys.stderr)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"lucid-gpu: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,349 @@
+"""The main job, end to end: train a classifier of handwritten digits, stop anywhere, resume.
+
+Read it from top to bottom: the data, a model whose gradients are written by hand, what a
+checkpoint holds, the training loop, and how an interrupted run goes on to the very parameters
+that it would have had. The array code runs on NumPy and CuPy alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu import Parameter, optim
+from lucid_gpu.checkpoint import Checkpointer
+from lucid_gpu.command.display import DemoError, check_packages, progress
+from lucid_gpu.device import gpu
+
+if TYPE_CHECKING:
+    from lucid_gpu.device.arrays import Array
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "adam": lambda params: optim.Adam(params, lr=2e-3),
+    "adamw": lambda params: optim.AdamW(params, lr=2e-3),
+    "sgd": lambda params: optim.SGD(params, lr=0.05, momentum=0.9),
+}
+DEFAULTS = {"optimizer": "adam", "seed": 0, "epochs": 30}
+
+BATCH_SIZE = 32
+HIDDEN = 256
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Flattened images of 8 × 8 pixels in [0, 1], and the digits that they show."""
+
+    images: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_digits(xp: Any) -> tuple[Digits, Digits]:
+    """Return the digits to train on and, every fifth of the 1797, those to test on."""
+    from sklearn import datasets
+
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = xp.asarray(images / 16, dtype=xp.float32)
+    labels = xp.asarray(labels)
+    tested = xp.arange(len(labels)) % 5 == 0
+    return Digits(images[~tested], labels[~tested]), Digits(images[tested], labels[tested])
+
+
+def batches(size: int, seed: int, start: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the indices of mini-batches, epoch after epoch, from the ``start``-th batch on.
+
+    The order of an epoch is a function of the seed and the epoch alone. So nothing of it has to
+    be saved: a resumed run asks for the batches from where it stood.
+    """
+    for number in itertools.count(start):
+        epoch, batch = divmod(number, batches_per_epoch(size))
+        if batch == 0 or number == start:
+            order = np.random.default_rng([seed, 1, epoch]).permutation(size)
+        yield order[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE]
+
+
+def batches_per_epoch(size: int) -> int:
+    """Return how many mini-batches hold ``size`` examples; the last may be smaller."""
+    return -(-size // BATCH_SIZE)
+
+
+class Classifier:
+    """Two linear layers with a ReLU between them.
+
+    Args:
+        seed: decides the initial weights.
+        device_name: where the parameters are, and so where everything is computed.
+
+    Attributes:
+        parameters: by name.
+    """
+
+    def __init__(self, seed: int, device_name: str) -> None:
+        self.xp = gpu.module(device_name)
+        random = np.random.default_rng([seed, 0])
+        self.parameters: dict[str, Parameter] = {}
+        for layer, inputs, outputs in (("hidden", 64, HIDDEN), ("output", HIDDEN, CLASSES)):
+            weight = random.normal(0, np.sqrt(2 / inputs), (inputs, outputs)).astype(np.float32)
+            bias = np.zeros(outputs, np.float32)
+            for name, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
+                self.parameters[name] = Parameter(value, name=name, device=device_name)
+
+    def forward(self, images: Array) -> tuple[Array, Array]:
+        """Return the hidden layer, and one logit per class."""
+        w1, b1, w2, b2 = (param.data for param in self.parameters.values())
+        hidden = self.xp.maximum(images @ w1 + b1, 0)
+        return hidden, hidden @ w2 + b2
+
+    def backward(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        """Set the gradients of the mean cross-entropy.
+
+        Returns:
+            The sum of the cross-entropies and the number of correct answers, still on the device.
+        """
+        xp = self.xp
+        w1, b1, w2, b2 = self.parameters.values()
+        hidden, logits = self.forward(images)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        target = xp.eye(CLASSES, dtype=xp.float32)[labels]
+
+        d_logits = (xp.exp(log_p) - target) / len(labels)
+        w2.grad = hidden.T @ d_logits
+        b2.grad = d_logits.sum(axis=0)
+        d_hidden = (d_logits @ w2.data.T) * (hidden > 0)
+        w1.grad = images.T @ d_hidden
+        b1.grad = d_hidden.sum(axis=0)
+        return -(target * log_p).sum(), (logits.argmax(axis=1) == labels).sum()
+
+    def accuracy(self, digits: Digits) -> float:
+        """Return the share of digits that are recognized."""
+        _, logits = self.forward(digits.images)
+        return float((logits.argmax(axis=1) == digits.labels).mean())
+
+
+class Run:
+    """All that changes while training, which is all that a checkpoint holds.
+
+    Args:
+        settings: ``optimizer``, ``seed`` and ``epochs``, as in ``DEFAULTS``.
+        device_name: where to train.
+
+    Attributes:
+        model: the classifier.
+        optimizer: what trains it.
+        step: how many mini-batches were trained on.
+        totals: cross-entropy and correct answers, summed over the current epoch on the device, so
+            that no batch waits for the host to read them.
+        history: of each epoch, the mean ``loss``, and the ``train`` and ``test`` accuracy.
+        interrupted_by: the signal that ended the run early; None if none did.
+    """
+
+    def __init__(self, settings: dict[str, Any], device_name: str) -> None:
+        self.settings = settings
+        self.model = Classifier(settings["seed"], device_name)
+        self.optimizer = OPTIMIZERS[settings["optimizer"]](self.model.parameters.values())
+        self.step = 0
+        self.totals = self.model.xp.zeros(2)
+        self.history: list[dict[str, float]] = []
+        self.interrupted_by: signal.Signals | None = None
+        self._saved_step: int | None = None
+
+    def tree(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "settings": self.settings,
+            "parameters": self.model.parameters,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "totals": self.totals,
+            "history": self.history,
+        }
+
+    def save(self, checkpointer: Checkpointer) -> None:
+        """Save a checkpoint, unless this very step was saved already."""
+        if self.step != self._saved_step:
+            checkpointer.save(self.step, self.tree())
+            self._saved_step = self.step
+
+    def restore(self, checkpointer: Checkpointer, step: int) -> None:
+        """Load a checkpoint in place: arrays into the arrays that are here, state into objects."""
+        # None stands where the saved value is to be returned, whatever it is.
+        place = {**self.tree(), "settings": None, "step": None, "history": None}
+        tree = checkpointer.restore(step, into=place)
+        self.step = self._saved_step = tree["step"]
+        self.history = tree["history"]
+
+    def train_batch(self, digits: Digits, indices: np.ndarray[Any, Any]) -> None:
+        """Take one optimizer step."""
+        chosen = self.model.xp.asarray(indices)
+        loss, correct = self.model.backward(digits.images[chosen], digits.labels[chosen])
+        self.optimizer.step()
+        self.totals[0] += loss
+        self.totals[1] += correct
+        self.step += 1
+
+    def end_epoch(self, train_set: Digits, test_set: Digits) -> None:
+        """Turn the totals of the epoch into an entry of the history."""
+        loss, correct = (self.totals / len(train_set)).tolist()
+        test = self.model.accuracy(test_set)
+        self.history.append({"loss": loss, "train": correct, "test": test})
+        self.totals[...] = 0
+
+    def summary(self) -> str:
+        """Return the figures of the last whole epoch as a line."""
+        line = f"epoch {len(self.history)}/{self.settings['epochs']}"
+        if self.history:
+            last = self.history[-1]
+            line += f"  loss {last['loss']:.4f}  train {last['train']:.1%}  test {last['test']:.1%}"
+        return line
+
+    def digest(self) -> str:
+        """Return a short hash of the parameters: the same for runs that agree to the bit."""
+        data = b"".join(param.numpy().tobytes() for param in self.model.parameters.values())
+        return hashlib.sha256(data).hexdigest()[:16]
+
+
+def train(
+    directory: str | Path,
+    device_name: str = "cpu",
+    optimizer: str | None = None,
+    seed: int | None = None,
+    epochs: int | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train, with a checkpoint after every epoch and when SIGINT or SIGTERM asks to stop.
+
+    Args:
+        directory: where the checkpoints of this run are, and of no other.
+        device_name: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a run may be resumed on another.
+        optimizer: one of ``OPTIMIZERS``. None means that of the run to resume, or of ``DEFAULTS``;
+            so it does for ``seed`` and ``epochs``.
+        seed: decides the initial weights and the order of the images.
+        epochs: how often each image is seen, the epochs of the run to resume included.
+        resume: go on from the newest checkpoint in ``directory``.
+
+    Raises:
+        DemoError: there is no run to resume, or it was started with another optimizer or seed; a
+            new run would be mixed with one that is there; or a package is missing.
+        lucid_gpu.checkpoint.CheckpointError: the directory cannot be used, or nothing in it.
+        lucid_gpu.device.DeviceUnavailableError: ``device_name`` is a GPU that cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:  # doctest: +ELLIPSIS
+        ...     run = train(directory, epochs=1)
+        epoch 1/1  loss ...
+        >>> run.step
+        45
+    """
+    check_packages()
+    device_name = gpu.resolve(device_name)
+    given = {"optimizer": optimizer, "seed": seed, "epochs": epochs}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if resume and not Path(directory).is_dir():
+        raise DemoError(f"{directory} does not exist: there is no run to resume")
+    with gpu.on(device_name), stop_requests() as stop, Checkpointer(directory) as checkpointer:
+        if resume:
+            run = resumed(checkpointer, settings, device_name)
+        elif checkpointer.steps():
+            raise DemoError(f"{directory} holds a run: add --resume, or choose another directory")
+        else:
+            run = Run({**DEFAULTS, **settings}, device_name)
+        loop(run, checkpointer, stop)
+    return run
+
+
+def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> None:
+    """Train until all epochs are done, or a signal arrives in ``stop``.
+
+    Raises:
+        DemoError: more is done already.
+    """
+    train_set, test_set = load_digits(run.model.xp)
+    epoch_length = batches_per_epoch(len(train_set))
+    total = run.settings["epochs"] * epoch_length
+    if run.step > total:
+        raise DemoError(
+            f"--epochs is {run.settings['epochs']}, but the run in {checkpointer.directory} is at "
+            f"{run.step / epoch_length:.4g} epochs: ask for at least as many"
+        )
+    with progress(run.step, total, run.summary()) as show:
+        for indices in batches(len(train_set), run.settings["seed"], run.step):
+            if run.step >= total or stop:
+                break
+            run.train_batch(train_set, indices)
+            if run.step % epoch_length == 0:
+                run.end_epoch(train_set, test_set)
+                run.save(checkpointer)
+            show(run.step, run.summary())
+    run.save(checkpointer)
+    if run.step < total:
+        run.interrupted_by = stop[0]
+
+
+def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: str) -> Run:
+    """Return the saved run, to be continued.
+
+    What was saved says what to build, so it is read once before anything exists; then its arrays
+    are read again, into those of the new model and optimizer, on whatever device they are.
+
+    Raises:
+        DemoError: there is none, it is not the demo's, or ``settings`` contradict it.
+    """
+    if not checkpointer.steps():
+        raise DemoError(f"{checkpointer.directory} holds no checkpoint: there is no run to resume")
+    match checkpointer.restore():
+        case {
+            "settings": {"optimizer": str(), "seed": int(), "epochs": int()} as saved,
+            "step": int() as step,
+        } if saved["optimizer"] in OPTIMIZERS:
+            pass
+        case _:
+            raise DemoError(f"{checkpointer.directory} holds checkpoints, but not of the demo")
+    for name in ("optimizer", "seed"):
+        if settings.get(name, saved[name]) != saved[name]:
+            raise DemoError(
+                f"--{name} is {settings[name]}, but the run in {checkpointer.directory} was "
+                f"started with --{name} {saved[name]}: leave --{name} out to resume it"
+            )
+    run = Run({**saved, **settings}, device_name)
+    run.restore(checkpointer, step)
+    return run
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT (Ctrl-C) and SIGTERM in a list, for the loop to stop between two batches.
+
+    Only the first: another one takes its usual effect at once. Even then the newest checkpoint is
+    whole, because a checkpoint appears under its name only when it is complete.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.getsignal(number) for number in numbers}
+    requests: list[signal.Signals] = []
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: Any) -> None:
+        requests.append(signal.Signals(number))
+        restore()
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield requests
+    finally:
+        restore()

@@ -1,0 +1,72 @@
+"""Arrays of NumPy and CuPy: on which device they are, at which address, in which layout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lucid_gpu.device import gpu
+
+Array: TypeAlias = Any
+"""A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
+
+
+def is_cupy(value: object) -> bool:
+    """Say whether ``value`` is a CuPy array, without importing CuPy."""
+    module = sys.modules.get("cupy")
+    return module is not None and isinstance(value, module.ndarray)
+
+
+def is_array(value: object) -> bool:
+    """Say whether ``value`` is a NumPy or CuPy array."""
+    return isinstance(value, np.ndarray) or is_cupy(value)
+
+
+def device_of(array: Array) -> str:
+    """Return the name of the device that holds ``array``."""
+    return f"cuda:{array.data.device_id}" if is_cupy(array) else "cpu"
+
+
+def address(array: Array) -> int:
+    """Return the address of the first element, in the memory of the array's device."""
+    return int(array.data.ptr) if is_cupy(array) else int(array.ctypes.data)
+
+
+def are_alike(array: Any, other: Array) -> bool:
+    """Say whether two arrays have the same type, shape, dtype and device."""
+    return (
+        type(array) is type(other)
+        and array.shape == other.shape
+        and array.dtype == other.dtype
+        and (type(array) is np.ndarray or array.data.device_id == other.data.device_id)
+    )
+
+
+def as_array(value: Any) -> Array | None:
+    """Return ``value`` as a NumPy or CuPy array that shares its memory, or None if it is no array.
+
+    Arrays of other frameworks come in through DLPack, without a copy.
+    """
+    if is_array(value):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        on_host = value.__dlpack_device__()[0] in DLPACK_HOSTS
+        return (np if on_host else gpu.cupy()).from_dlpack(value)
+    return None
+
+
+DLPACK_HOSTS = (1, 3)
+"""DLPack's device types of host memory: plain, and pinned by CUDA."""
+
+STRIDED, C_ORDER, F_ORDER = 1, 2, 4
+
+
+def contiguity(array: Array) -> int:
+    """Return STRIDED, plus C_ORDER and F_ORDER for the orders in which it is contiguous."""
+    flags = array.flags
+    orders: int = C_ORDER * flags.c_contiguous + F_ORDER * flags.f_contiguous
+    return STRIDED + orders

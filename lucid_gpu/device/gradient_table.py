@@ -1,0 +1,68 @@
+"""Ledger: where the gradient of every Parameter lies, for one vectorised look at thousands.
+
+Reading five thousand gradients one attribute at a time costs the host more than updating their
+parameters costs the GPU. A Parameter notes here what it is given, so that a step reads one array.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_gpu.device.arrays import STRIDED, contiguity, is_cupy
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+ABSENT = 0
+"""Stands for no gradient; the layouts of arrays are :func:`lucid_gpu.device.contiguity`'s."""
+
+_lock = threading.Lock()
+_free: list[int] = []
+# Arrays that grow in place, so that a note needs no lock: it cannot write to one that was replaced.
+_addresses = array("Q")
+_layouts = array("B")
+
+
+def enter() -> int:
+    """Return a new entry, of a gradient that is absent."""
+    with _lock:
+        if not _free:
+            _grow()
+        entry = _free.pop()
+        _layouts[entry] = ABSENT
+    return entry
+
+
+def leave(entry: int) -> None:
+    """Give an entry back."""
+    _free.append(entry)
+
+
+def note(entry: int, grad: Any) -> None:
+    """Note where a gradient lies and how it is laid out; addresses of device arrays only."""
+    if type(grad) is np.ndarray or not is_cupy(grad):
+        _layouts[entry] = ABSENT if grad is None else STRIDED
+    else:
+        _addresses[entry] = grad.data.ptr
+        _layouts[entry] = contiguity(grad)
+
+
+def read(entries: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+    """Return addresses and layouts of some entries."""
+    with _lock:  # an array that NumPy looks at cannot grow
+        return (
+            np.frombuffer(_addresses, np.uint64)[entries],
+            np.frombuffer(_layouts, np.uint8)[entries],
+        )
+
+
+def _grow() -> None:
+    size = len(_layouts)
+    more = max(64, size)
+    _addresses.frombytes(bytes(more * _addresses.itemsize))
+    _layouts.frombytes(bytes(more))
+    _free.extend(range(size + more - 1, size - 1, -1))

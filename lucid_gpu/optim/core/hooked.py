@@ -1,0 +1,124 @@
+"""Hooked: the hooks of an optimizer, and the order in which they run around a step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+from lucid_gpu.optim.core import hooks as _hooks
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+
+class Hooked:
+    """The part of an optimizer that registers hooks and runs them."""
+
+    OptimizerPreHook: TypeAlias = _hooks.PreHook
+    OptimizerPostHook: TypeAlias = _hooks.PostHook
+
+    def _init_hooks(self) -> None:
+        self._step_pre_hooks: _hooks.HookList[_hooks.PreHook] = _hooks.HookList()
+        self._step_post_hooks: _hooks.HookList[_hooks.PostHook] = _hooks.HookList()
+        self._state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._load_state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
+        self._is_stepping = False
+
+    def register_step_pre_hook(self, hook: _hooks.PreHook) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, args, kwargs)`` to run ahead of each step.
+
+        ``args`` and ``kwargs`` are the arguments of the step, without the optimizer itself. It may
+        return a tuple ``(args, kwargs)`` that takes their place, or None.
+        """
+        return self._step_pre_hooks.register(hook)
+
+    def register_step_post_hook(self, hook: _hooks.PostHook) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, args, kwargs)`` to run after each step."""
+        return self._step_post_hooks.register(hook)
+
+    def register_state_dict_pre_hook(
+        self, hook: Callable[..., None], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer)`` to run ahead of :meth:`state_dict`."""
+        return self._state_dict_pre_hooks.register(hook, prepend)
+
+    def register_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, state_dict)``, which may edit the dict or return another."""
+        return self._state_dict_post_hooks.register(hook, prepend)
+
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer, state_dict)`` to run ahead of :meth:`load_state_dict`.
+
+        It gets a shallow copy of the dict and may edit it or return another.
+        """
+        return self._load_state_dict_pre_hooks.register(hook, prepend)
+
+    def register_load_state_dict_post_hook(
+        self, hook: Callable[..., None], prepend: bool = False
+    ) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
+        return self._load_state_dict_post_hooks.register(hook, prepend)
+
+    def require_ready(self) -> None:
+        """Raise if no step can be taken now; a subclass knows."""
+
+    @staticmethod
+    def profile_hook_step(func: Step) -> Step:
+        """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
+
+        The ``step`` of every subclass is wrapped when the class is made.
+        """
+        if getattr(func, "hooked", False):
+            return func
+
+        @functools.wraps(func)
+        def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
+            if self._is_stepping:  # a subclass's step that calls super().step() is one step
+                return func(self, *args, **kwargs)
+            self._is_stepping = True
+            try:
+                for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
+                    args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
+                self.require_ready()
+                result = func(self, *args, **kwargs)
+                for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
+                    hook(self, args, kwargs)
+            finally:
+                self._is_stepping = False
+            return result
+
+        step.hooked = True  # type: ignore[attr-defined]
+        return step  # type: ignore[return-value]
+
+
+def _arguments(
+    hook: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _hooks.Arguments:
+    """Return the arguments that a step pre-hook left, or those it put in their place."""
+    if result is None:
+        return args, kwargs
+    if isinstance(result, tuple) and len(result) == 2:
+        new_args, new_kwargs = result
+        if isinstance(new_args, tuple) and isinstance(new_kwargs, dict):
+            return new_args, new_kwargs
+    raise RuntimeError(
+        f"step pre-hook {hook!r} returned {result!r}: it must return None or (args, kwargs), "
+        "a tuple and a dict"
+    )
+
+
+def replaced(hook: Any, result: Any, current: Any) -> Any:
+    """Return the state dict that a hook left, or the one it put in its place."""
+    if result is None:
+        return current
+    if not isinstance(result, Mapping):
+        raise RuntimeError(
+            f"hook {hook!r} returned a {type(result).__name__}: it must return None or a state dict"
+        )
+    return result

@@ -1,0 +1,222 @@
+"""State dicts: a snapshot of an optimizer, and an all-or-nothing restore from one.
+
+A restore has two halves. The first reads, checks and copies, and may raise at any point; it
+changes nothing. The second only exchanges references and cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lucid_gpu.device import transfer
+from lucid_gpu.device.arrays import device_of
+from lucid_gpu.optim.core import clients, pytorch
+from lucid_gpu.optim.core import groups as _groups
+from lucid_gpu.optim.core.matching import Match, match_groups
+from lucid_gpu.optim.core.slots import copy_apart
+from lucid_gpu.optim.core.tree import copy_tree
+
+if TYPE_CHECKING:
+    from lucid_gpu.optim.core.optimizer import Optimizer
+
+
+def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, Any]:
+    """Return state and options; a copy shares nothing with the optimizer."""
+
+    def copy_array(array: Any) -> Any:
+        bring = transfer.copy if copy else transfer.to
+        return bring(array, device or device_of(array))
+
+    state: dict[int, dict[str, Any]] = {}
+    saved_groups: list[dict[str, Any]] = []
+    next_id = 0
+    for group in optimizer.param_groups:
+        ids = list(range(next_id, next_id + len(group["params"])))
+        next_id += len(ids)
+        for saved_id, (name, param) in zip(ids, _groups.named(group), strict=True):
+            slots = optimizer.state.get(param)
+            if slots:
+                state[saved_id] = {
+                    slot: copy_tree(value, copy_array, f"state of {name!r}[{slot!r}]")
+                    for slot, value in slots.items()
+                }
+        options = {
+            key: clients.describe(key, value, copy_array)
+            for key, value in _groups.options(group).items()
+        }
+        names = list(group["param_names"])
+        own = {_groups.CLASS: type(optimizer).__name__, "params": ids, "param_names": names}
+        saved_groups.append({**options, **own})
+    return {"state": state, "param_groups": saved_groups}
+
+
+@dataclass
+class Report:
+    """What speaks against a restore.
+
+    Attributes:
+        problems: mismatches, which ``strict=False`` passes over.
+        refusals: what no restore can do without.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def settle(self, optimizer: Optimizer, strict: bool) -> None:
+        """Raise if the restore cannot go on; warn if it goes on without some parts."""
+        listed = "".join(f"\n  - {text}" for text in (*self.refusals, *self.problems))
+        if self.refusals or (self.problems and strict):
+            remedy = "" if self.refusals else " (strict=False loads what fits)"
+            raise ValueError(
+                f"the state dict does not match this {type(optimizer).__name__}; nothing was "
+                f"loaded{remedy}:{listed}"
+            )
+        if listed:
+            _groups.warn_caller(f"these parts of the state dict were not loaded:{listed}")
+
+
+@dataclass
+class Restored:
+    """What the first half of a restore prepared for one group."""
+
+    group: dict[str, Any]
+    options: dict[str, Any]
+    clients: list[tuple[Any, Mapping[str, Any]]]
+    slots: list[tuple[Any, dict[str, Any]]]
+
+
+def restore(
+    optimizer: Optimizer,
+    state_dict: Mapping[str, Any],
+    strict: bool,
+    model_clients: Mapping[str, Any],
+) -> None:
+    """Load ``state_dict`` into ``optimizer``, or raise and leave it as it was."""
+    _check_form(state_dict)
+    if pytorch.is_pytorch(state_dict):
+        state_dict = pytorch.translate(state_dict)
+    report = Report(_class_problems(optimizer, state_dict))
+    matches = match_groups(optimizer.param_groups, state_dict["param_groups"], report.problems)
+    prepared = [
+        _prepare(optimizer, match, state_dict["state"], model_clients, report) for match in matches
+    ]
+    report.settle(optimizer, strict)
+    clients.install([pair for each in prepared for pair in each.clients])
+    for each in prepared:
+        each.group.update(each.options)
+        for param, slots in each.slots:
+            if slots:
+                optimizer.state[param] = slots
+            elif param in optimizer.state:
+                del optimizer.state[param]
+
+
+def _check_form(state_dict: Any) -> None:
+    """Raise unless this is a state dict, whatever optimizer it is of."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a dict, not {type(state_dict).__name__}")
+    for key, kind in (("state", Mapping), ("param_groups", list | tuple)):
+        if key not in state_dict:
+            raise KeyError(f"state_dict has no {key!r}; it has {sorted(map(str, state_dict))}")
+        if not isinstance(state_dict[key], kind):
+            raise TypeError(f"state_dict[{key!r}] must not be a {type(state_dict[key]).__name__}")
+    ids = _checked_ids(state_dict["param_groups"])
+    for saved_id, slots in state_dict["state"].items():
+        if saved_id not in ids:
+            raise ValueError(f"state_dict['state'] has id {saved_id!r}, which no group holds")
+        if not isinstance(slots, Mapping):
+            raise TypeError(
+                f"state_dict['state'][{saved_id!r}] must be a dict, not {type(slots).__name__}"
+            )
+
+
+def _checked_ids(saved_groups: Any) -> set[Any]:
+    """Return the ids that the groups hold, or raise unless they are well formed."""
+    ids: set[Any] = set()
+    for index, group in enumerate(saved_groups):
+        where = f"state_dict['param_groups'][{index}]"
+        if not isinstance(group, Mapping):
+            raise TypeError(f"{where} must be a dict, not {type(group).__name__}")
+        if "params" not in group:
+            raise KeyError(f"{where} has no 'params'; it has {sorted(map(str, group))}")
+        params = group["params"]
+        if not isinstance(params, list | tuple) or not all(
+            isinstance(i, int | str) for i in params
+        ):
+            raise TypeError(f"{where}['params'] must be a list of ids, not {params!r}")
+        names = group.get("param_names", params)
+        if not isinstance(names, list | tuple) or len(names) != len(params):
+            raise ValueError(f"{where}['param_names'] must be a list of {len(params)} names")
+        for saved_id in params:
+            if saved_id in ids:
+                raise ValueError(
+                    f"{where}['params'] holds id {saved_id!r}, which another parameter has already"
+                )
+            ids.add(saved_id)
+    return ids
+
+
+def _class_problems(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[str]:
+    own = type(optimizer).__name__
+    saved = {group[_groups.CLASS] for group in state_dict["param_groups"] if _groups.CLASS in group}
+    return [f"it was saved by {name}, this is {own}" for name in sorted(map(str, saved - {own}))]
+
+
+def _prepare(
+    optimizer: Optimizer,
+    match: Match,
+    state: Mapping[Any, Mapping[str, Any]],
+    model_clients: Mapping[str, Any],
+    report: Report,
+) -> Restored:
+    """Copy what one group will get, and note what does not fit."""
+    options, installs = _prepare_options(optimizer, match, model_clients, report)
+    slots = []
+    for name, param, saved_id in match.pairs:
+        saved = state.get(saved_id, {})
+        wrong = optimizer.slot_problems(param, saved, options) if saved else []
+        report.problems += [f"{name!r}: {problem}" for problem in wrong]
+        if not wrong:
+            home = optimizer.home_of_state(param)
+            slots.append((param, _copy_slots(home, name, param.data, saved)))
+    return Restored(match.group, options, installs, slots)
+
+
+def _prepare_options(
+    optimizer: Optimizer, match: Match, model_clients: Mapping[str, Any], report: Report
+) -> tuple[dict[str, Any], list[tuple[Any, Mapping[str, Any]]]]:
+    """Return the options that a group will have, and the clients among them that were saved."""
+    present = _groups.options(match.group)
+    options, installs = dict(present), []
+    for key, value in _groups.options(match.saved).items():
+        if not clients.is_description(value):
+            options[key] = copy_tree(value, _keep_home, f"option {key!r}")
+            continue
+        lacking = clients.client_problems(key, value, model_clients)
+        report.refusals += [f"group {match.index}: {problem}" for problem in lacking]
+        if not lacking:
+            options[key] = model_clients[key]
+            installs.append((model_clients[key], value))
+    try:
+        optimizer.check_options(options)
+    except (TypeError, ValueError) as error:
+        report.problems.append(f"group {match.index}: {error}")
+        return present, []
+    return options, installs
+
+
+def _keep_home(array: Any) -> Any:
+    return transfer.copy(array, device_of(array))
+
+
+def _copy_slots(home: str, name: str, data: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def bring_home(turn: int, array: Any) -> Any:
+        return copy_apart(array, data, turn) if home == "cpu" else transfer.copy(array, home)
+
+    return {
+        slot: copy_tree(value, partial(bring_home, turn), f"state of {name!r}[{slot!r}]")
+        for turn, (slot, value) in enumerate(saved.items())
+    }

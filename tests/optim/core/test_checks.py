@@ -1,0 +1,61 @@
+"""bounds: hyperparameters and the errors that name option, bound and value."""
+
+from __future__ import annotations
+
+import fractions
+import math
+
+import numpy as np
+import pytest
+
+from lucid_gpu.optim.core import checks
+
+
+@pytest.mark.parametrize(
+    "value", [0, 1, 2.5, np.float32(0.5), np.int8(3), fractions.Fraction(1, 3), 1e300]
+)
+def test_any_real_number_is_a_number(value):
+    checks.nonnegative({"x": value}, "x")
+    checks.finite({"x": value}, "x")
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j, True, np.bool_(True), [1], np.ones(1)])
+def test_what_is_no_real_number_is_a_type_error(value):
+    with pytest.raises(TypeError, match="x must be a number, not "):
+        checks.finite({"x": value}, "x")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan"), 10**400])
+def test_what_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match="x must be finite, not "):
+        checks.finite({"x": value}, "x")
+
+
+def test_finite_takes_negative_numbers():
+    checks.finite({"x": -1}, "x")
+
+
+def test_the_first_option_out_of_bounds_is_named():
+    with pytest.raises(ValueError, match="second must be >= 0, not -1"):
+        checks.nonnegative({"first": 0, "second": -1, "third": -2}, "first", "second", "third")
+
+
+@pytest.mark.parametrize("rates", [(0.9,), (0.9, 0.9, 0.9), 0.9, "0.9", {0.1, 0.2}, None])
+def test_decay_rates_are_a_sequence_of_the_right_length(rates):
+    with pytest.raises(ValueError, match=r"betas must be a tuple of 2 numbers in \[0, 1\), not "):
+        checks.decay_rates({"betas": rates}, "betas", 2)
+
+
+def test_decay_rates_may_come_in_a_list():
+    checks.decay_rates({"betas": [0, 0.999]}, "betas", 2)
+
+
+@pytest.mark.parametrize("value", [1, 0, "False", None, np.True_])
+def test_a_switch_is_a_bool_and_no_number(value):
+    with pytest.raises(ValueError, match="on must be one of False, True, not "):
+        checks.switches({"on": value}, "on")
+
+
+def test_one_of_lists_the_choices():
+    with pytest.raises(ValueError, match="how must be one of 'a', 2, not 'b'"):
+        checks.one_of({"how": "b"}, "how", ("a", 2))

@@ -1,0 +1,76 @@
+"""explain: how a step will run."""
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu.device import gpu
+from lucid_gpu.optim import SGD, Adam
+
+
+def trained(data, name):
+    param = Parameter(data, name=name)
+    param.grad = param.data
+    return param
+
+
+def test_it_names_bytes_and_switches_of_each_variant(capsys):
+    decayed = {"params": [trained(np.ones(4, np.float32), "w")], "weight_decay": 0.1}
+    Adam([decayed, {"params": [trained(np.ones(3, np.float32), "b")], "amsgrad": True}]).explain()
+    text = capsys.readouterr().out
+    assert "one step of 2 parameters" in text
+    assert "cpu, float32: 2 tensors, 7 elements" in text
+    assert "28 bytes moved per element in 1 tensors with amsgrad=False, decay=l2" in text
+    assert "36 bytes moved per element in 1 tensors with amsgrad=True, decay=none" in text
+
+
+def test_it_names_tensors_without_a_gradient(capsys):
+    Adam([trained(np.ones(4), "w"), Parameter(np.ones(2), name="frozen")]).explain()
+    assert "no gradient, so no step: 'frozen'" in capsys.readouterr().out
+
+
+def test_it_says_which_tensor_takes_the_slow_path_and_why(capsys):
+    mixed = Parameter(np.ones((3, 4)), name="mixed")
+    mixed.grad = np.asfortranarray(np.ones((3, 4)))
+    SGD([trained(np.ones(8)[::2], "view"), mixed]).explain()
+    text = capsys.readouterr().out
+    assert "2 tensors are not contiguous" in text
+    assert "'view': the parameter has strides (16,)" in text
+    assert "'mixed': its arrays mix C and Fortran order" in text
+
+
+def test_it_takes_no_step_and_makes_no_state():
+    optimizer = Adam([trained(np.ones(4), "w")])
+    optimizer.explain()
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.usefixtures("emulated")
+def test_it_counts_the_launches_of_a_gpu(capsys):
+    xp = gpu.module("cuda")
+    params = [trained(xp.ones(5000, xp.float32), "w"), trained(xp.ones(3, xp.float32), "b")]
+    Adam(params).explain()
+    text = capsys.readouterr().out
+    assert "cuda:0, float32: 2 tensors, 5,003 elements" in text
+    assert "1 launch of 3 blocks for 2 contiguous tensors: fused_step<float, " in text
+
+
+@pytest.mark.usefixtures("emulated")
+def test_it_says_what_crosses_the_link_when_the_state_is_on_the_host(capsys):
+    xp = gpu.module("cuda")
+    own = [trained(xp.ones(9, xp.float32), "w"), trained(np.ones(4, np.float32), "b")]
+    Adam(own, state_device="host").explain()
+    text = capsys.readouterr().out
+    assert "1 launch for each 32 MiB of slots for 1 contiguous tensors: fused_step<float" in text
+    assert text.count("of which 8 come from the host, and as many return") == 1
+    SGD(own, state_device="host").explain()
+    text = capsys.readouterr().out
+    assert "1 launch of 1 blocks" in text
+    assert "from the host" not in text
+
+
+def test_bad_options_are_refused():
+    optimizer = Adam([trained(np.ones(4), "w")])
+    optimizer.param_groups[0]["lr"] = -1
+    with pytest.raises(ValueError, match="lr must be >= 0"):
+        optimizer.explain()
