@@ -68,8 +68,8 @@ class Variation:
         """Compile and cut like this inside a ``with`` block; yield the kernels compiled there."""
         kernels: list[Any] = []
 
-        def compiled(rule: Any, dtype: Any, kinds: Any, _device_id: int) -> Any:
-            name = plan.kernel_name(rule, kinds, dtype)
+        def compiled(rule: Any, storage: Any, kinds: Any, _device_id: int) -> Any:
+            name = plan.kernel_name(rule, kinds, storage)
             module = gpu.cupy().RawModule(
                 code=self.text(rule), options=cuda.OPTIONS, name_expressions=[name]
             )

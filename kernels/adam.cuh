@@ -3,23 +3,19 @@
 
 enum Amsgrad { kNoAmsgrad, kCorrected, kRaw };
 
-template <typename T, int amsgrad, int decay, int maximize>
+template <typename T, int amsgrad>
 struct Adam {
   static constexpr int slots = 3, used = amsgrad ? 3 : 2;
 
-  T weight_decay;  // λ, or 1 − ηλ if decoupled
-  T c1;            // 1 − β1
+  T c1;           // 1 − β1
   T beta2;
-  T c2;            // 1 − β2
-  T step_size;     // η / (1 − β1ᵗ)
-  T correction2;   // 1 − β2ᵗ
-  T root2;         // sqrt(1 − β2ᵗ)
+  T c2;           // 1 − β2
+  T step_size;    // η / (1 − β1ᵗ)
+  T correction2;  // 1 − β2ᵗ
+  T root2;        // sqrt(1 − β2ᵗ)
   T eps;
 
   __device__ void operator()(T& param, T g, T& m, T& v, T& v_max) const {
-    if (maximize) g = -g;
-    if (decay == kL2) g = g + weight_decay * param;
-
     m = m + c1 * (g - m);
     v = beta2 * v + (c2 * g) * g;
 
@@ -33,7 +29,6 @@ struct Adam {
     } else {
       d = sqrt(v) / root2 + eps;
     }
-    if (decay == kDecoupled) param = param * weight_decay;
     param = param - (step_size * m) / d;
   }
 };

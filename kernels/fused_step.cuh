@@ -5,7 +5,7 @@
 #pragma once
 
 constexpr int kThreads = 256;
-constexpr int kCarriedBytes = 2048;
+constexpr int kCarriedBytes = 2560;
 
 struct Chunk {
   long long start;
@@ -16,8 +16,7 @@ struct Chunk {
 template <int slots>
 struct Tensor {
   void* array[1 + slots];  // the parameter, then its slots
-  int rule;                // row of scalars
-  int variant;             // which of the kernel's rules
+  long long variant;       // which of the kernel's rules
 };
 
 // The one argument of the kernel. Rows of scalars come with the launch; more of them than it can
@@ -26,16 +25,17 @@ template <int slots>
 struct Argument {
   const Chunk* chunks;
   const Tensor<slots>* tensors;
-  const void* const* grads;
-  const void* table;  // of rows, or null
+  const void* const* grads;  // of each tensor; null where there is none in this step
+  const int* rows;           // which row of scalars each tensor takes
+  const void* table;         // of rows, or null
   alignas(8) char carried[kCarriedBytes];
 
-  template <class Rule>
-  __device__ __forceinline__ Rule row(int index) const {
-    Rule rule;  // overwritten: a choice between two of them takes six more registers
-    memcpy(&rule, carried + sizeof(Rule) * (table ? 0 : index), sizeof(Rule));
-    if (table) rule = static_cast<const Rule*>(table)[index];
-    return rule;
+  template <class Row>
+  __device__ __forceinline__ Row row(int index) const {
+    Row row;  // overwritten: a choice between two of them takes six more registers
+    memcpy(&row, carried + sizeof(Row) * (table ? 0 : index), sizeof(Row));
+    if (table) row = static_cast<const Row*>(table)[index];
+    return row;
   }
 };
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ void store(T* to, const Pack<T, width>& pack) {
 
 // Calls rule(param, grad, slots[0], slots[1], …).
 template <class Rule, typename T, typename... Unpacked>
-__device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T (&slots)[Rule::slots],
+__device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T* slots,
                                       Unpacked&... unpacked) {
   if constexpr (sizeof...(unpacked) == Rule::slots)
     rule(param, grad, unpacked...);
@@ -77,40 +77,75 @@ __device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T (&sl
     apply(rule, param, grad, slots, unpacked..., slots[sizeof...(unpacked)]);
 }
 
+// Neighbours of each slot in use, in registers, as they are stored.
+template <int width, typename... S>
+struct Slots {
+  __device__ __forceinline__ void load_from(void* const*, int) {}
+  __device__ __forceinline__ void store_to(void* const*, int) const {}
+  template <typename T> __device__ __forceinline__ void get(T*, int) const {}
+  template <typename T> __device__ __forceinline__ void set(const T*, int) {}
+};
+
+template <int width, typename S, typename... Others>
+struct Slots<width, S, Others...> {
+  Pack<S, width> pack;
+  Slots<width, Others...> others;
+
+  __device__ __forceinline__ void load_from(void* const* slot, int i) {
+    pack = load<width>(static_cast<const S*>(*slot) + i);
+    others.load_from(slot + 1, i);
+  }
+  __device__ __forceinline__ void store_to(void* const* slot, int i) const {
+    store<width>(static_cast<S*>(*slot) + i, pack);
+    others.store_to(slot + 1, i);
+  }
+  template <typename T> __device__ __forceinline__ void get(T* state, int j) const {
+    *state = T(pack.at[j]);
+    others.get(state + 1, j);
+  }
+  template <typename T> __device__ __forceinline__ void set(const T* state, int j) {
+    pack.at[j] = S(*state);
+    others.set(state + 1, j);
+  }
+};
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
 // A chunk's arrays, each at its first element of the chunk.
-template <class Rule, typename T, typename P, typename G, typename S>
+template <class Rule, typename T, typename P, typename G, typename... S>
 struct Step {
-  const Rule rule;
+  static_assert(sizeof...(S) == Rule::used);
+
+  const Row<Rule, T> row;
   P* param;
   const G* grad;
-  S* slot[Rule::slots];
+  void* slot[Rule::slots + 1];  // one more than there may be: an array has elements
 
-  static constexpr int widest = sizeof(P) > sizeof(G) ? (sizeof(P) > sizeof(S) ? sizeof(P) : sizeof(S))
-                                                      : (sizeof(G) > sizeof(S) ? sizeof(G) : sizeof(S));
-  static constexpr int vector = 16 / widest;
+  static constexpr int vector = [] {
+    int widest = larger(sizeof(P), sizeof(G));
+    ((widest = larger(widest, sizeof(S))), ...);
+    return 16 / widest;
+  }();
 
   // Loads `width` neighbours to registers, updates each, stores once.
   template <int width>
   __device__ __forceinline__ void update(int i) const {
     Pack<P, width> p = load<width>(param + i);
     const Pack<G, width> g = load<width>(grad + i);
-    Pack<S, width> s[Rule::slots];
-#pragma unroll
-    for (int k = 0; k < Rule::used; ++k) s[k] = load<width>(slot[k] + i);
+    Slots<width, S...> s;
+    s.load_from(slot, i);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      T value = T(p.at[j]);
-      T state[Rule::slots] = {};
-#pragma unroll
-      for (int k = 0; k < Rule::used; ++k) state[k] = T(s[k].at[j]);
-      apply(rule, value, T(g.at[j]), state);
+      T value = T(p.at[j]), gradient = T(g.at[j]);
+      T state[Rule::slots + 1] = {};
+      s.get(state, j);
+      row.frame(value, gradient);
+      apply(row.rule, value, gradient, state);
       p.at[j] = P(value);
-#pragma unroll
-      for (int k = 0; k < Rule::used; ++k) s[k].at[j] = S(state[k]);
+      s.set(state, j);
     }
     store<width>(param + i, p);
-#pragma unroll
-    for (int k = 0; k < Rule::used; ++k) store<width>(slot[k] + i, s[k]);
+    s.store_to(slot, i);
   }
 
   // How many elements precede the first at which every array is aligned; `count` if there is none.
@@ -120,7 +155,8 @@ struct Step {
     };
     const int first = offset(param, sizeof(P));
     bool together = offset(grad, sizeof(G)) == first;
-    for (int k = 0; k < Rule::used; ++k) together = together && offset(slot[k], sizeof(S)) == first;
+    int k = 0;
+    ((together &= offset(slot[k], sizeof(S)) == first, ++k), ...);
     const int head = (vector - first) % vector;
     return together && head < count ? head : count;
   }
@@ -134,31 +170,47 @@ struct Step {
   }
 };
 
+// A rule, and what its slots are stored as.
+template <class R, typename... S>
+struct Stored {
+  using Rule = R;
+
+  template <typename T, typename P, typename G>
+  static __device__ __forceinline__ void run(const Argument<Rule::slots>& argument, const Chunk& chunk,
+                                             const Tensor<Rule::slots>& tensor, const void* grad, int row) {
+    Step<Rule, T, P, G, S...> step{argument.template row<Row<Rule, T>>(row),
+                                   static_cast<P*>(tensor.array[0]) + chunk.start,
+                                   static_cast<const G*>(grad) + chunk.start,
+                                   {}};
+    int k = 0;
+    ((step.slot[k] = static_cast<S*>(tensor.array[1 + k]) + chunk.start, ++k), ...);
+    step.run(chunk.count);
+  }
+};
+
 // Runs the chunk with the rule at position `index`; the whole block takes the same branch.
-template <int index, typename T, typename P, typename G, typename S, class Rule, class... Others>
-__device__ __forceinline__ void dispatch(const Argument<Rule::slots>& argument, const Chunk& chunk,
-                                         const Tensor<Rule::slots>& tensor, const void* grad) {
+template <int index, typename T, typename P, typename G, class First, class... Others>
+__device__ __forceinline__ void dispatch(const Argument<First::Rule::slots>& argument,
+                                         const Chunk& chunk,
+                                         const Tensor<First::Rule::slots>& tensor, const void* grad,
+                                         int row) {
   if constexpr (sizeof...(Others) > 0) {
     if (tensor.variant != index)
-      return dispatch<index + 1, T, P, G, S, Others...>(argument, chunk, tensor, grad);
+      return dispatch<index + 1, T, P, G, Others...>(argument, chunk, tensor, grad, row);
   }
-  Step<Rule, T, P, G, S> step{argument.template row<Rule>(tensor.rule),
-                              static_cast<P*>(tensor.array[0]) + chunk.start,
-                              static_cast<const G*>(grad) + chunk.start,
-                              {}};
-  for (int k = 0; k < Rule::used; ++k)
-    step.slot[k] = static_cast<S*>(tensor.array[1 + k]) + chunk.start;
-  step.run(chunk.count);
+  First::template run<T, P, G>(argument, chunk, tensor, grad, row);
 }
 
-// T computes; P, G and S are what parameter, gradient and slots are stored as. The rules are the
-// variants that the step needs, all of one family with the same scalars and slots.
-template <typename T, typename P, typename G, typename S, class Rule, class... Others>
+// T computes; P and G are what parameter and gradient are stored as. The rules are the variants
+// that the step needs, all of one family with the same scalars and slots.
+template <typename T, typename P, typename G, class First, class... Others>
 __global__ void __launch_bounds__(kThreads)
-    fused_step(const __grid_constant__ Argument<Rule::slots> argument) {
+    fused_step(const __grid_constant__ Argument<First::Rule::slots> argument) {
   const Chunk chunk = argument.chunks[blockIdx.x];
-  // Both under way before either is waited for.
-  const Tensor<Rule::slots> tensor = argument.tensors[chunk.tensor];
+  // All under way before any is waited for.
+  const Tensor<First::Rule::slots> tensor = argument.tensors[chunk.tensor];
   const void* grad = argument.grads[chunk.tensor];
-  dispatch<0, T, P, G, S, Rule, Others...>(argument, chunk, tensor, grad);
+  const int row = argument.rows[chunk.tensor];
+  if (!grad) return;
+  dispatch<0, T, P, G, First, Others...>(argument, chunk, tensor, grad, row);
 }

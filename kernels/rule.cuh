@@ -1,7 +1,26 @@
-// What update rules share. Each rule is a functor in a file of its own; README.md has its contract.
+// What stands around every update rule, and what rules share. README.md has the contract of a rule.
 #pragma once
 
-enum Decay { kNoDecay, kL2, kDecoupled };
+// What the frame does ahead of a rule: maximize and weight decay.
+template <typename T>
+struct Frame {
+  T sign;    // −1 to follow the gradient upwards, else 1
+  T l2;      // λ of L2 decay, or 0
+  T shrink;  // 1 − ηλ of decoupled decay, or 1
+
+  __device__ __forceinline__ void operator()(T& param, T& g) const {
+    g = sign * g;
+    if (l2 != 0) g = g + l2 * param;  // no decay leaves −0 and infinities alone
+    param = shrink * param;
+  }
+};
+
+// The scalars of tensors that step alike.
+template <class Rule, typename T>
+struct Row {
+  Frame<T> frame;
+  Rule rule;
+};
 
 // The larger of two, and NaN if either is: fmax would hide it.
 template <typename T>

@@ -3,23 +3,18 @@
 
 enum Momentum { kNoMomentum, kHeavyBall, kNesterov };
 
-template <typename T, int momentum_kind, int decay, int maximize>
+template <typename T, int momentum_kind>
 struct SGD {
   static constexpr int slots = 1, used = momentum_kind ? 1 : 0;
 
-  T weight_decay;  // λ, or 1 − ηλ if decoupled
-  T momentum;      // μ
-  T damping;       // 1 − τ; usually 1 at the first step, when b = 0
-  T lr;            // η
+  T momentum;  // μ
+  T damping;   // 1 − τ; usually 1 at the first step of b, which is 0 then
+  T lr;        // η
 
   __device__ void operator()(T& param, T g, T& b) const {
-    if (maximize) g = -g;
-    if (decay == kL2) g = g + weight_decay * param;
-
     if (momentum_kind) b = momentum * b + damping * g;
     if (momentum_kind == kHeavyBall) g = b;
     if (momentum_kind == kNesterov) g = g + momentum * b;
-    if (decay == kDecoupled) param = param * weight_decay;
     param = param - lr * g;
   }
 };

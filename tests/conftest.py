@@ -55,10 +55,11 @@ def _kernels_are_compiled_together() -> None:
         for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
             kinds = rules.variants(rule)
             code = joined("rule", rule.kernel, "fused_step")
-            names = [plan.kernel_name(rule, [kind], dtype) for kind in kinds]
+            storage = rules.storage(rule, dtype)
+            names = [plan.kernel_name(rule.rule, [kind], storage) for kind in kinds]
             cupy.RawModule(code=code, options=cuda.OPTIONS, name_expressions=names)
             for kind in kinds:
-                cuda._elementwise(rule, np.dtype(dtype), kind)
+                cuda._elementwise(rule.rule, np.dtype(dtype), kind)
 
 
 @pytest.fixture

@@ -10,26 +10,43 @@ import itertools
 from functools import cache
 from typing import Any, NamedTuple
 
-from lucid_gpu import Parameter, optim
-from lucid_gpu.optim import FusedOptimizer
-from lucid_gpu.optim.core import prepared
+import numpy as np
 
-DTYPES = [dtype.name for dtype in prepared.DTYPES]
+from lucid_gpu import Parameter, optim
+from lucid_gpu.execution.rule import Storage
+from lucid_gpu.optim import FusedOptimizer
+from lucid_gpu.optim.core import tensors
+
+DTYPES = [dtype.name for dtype in tensors.DTYPES]
 TRIAL = 0.25
 """A value within the bounds of any rate or coefficient."""
 
 
+class Kind(NamedTuple):
+    """A variant of a rule, and what the frame does ahead of it."""
+
+    variant: Any
+    decay: str
+    maximize: bool
+
+
 class Case(NamedTuple):
-    """A variant of a rule, and options of the optimizer that lead to it."""
+    """A kind of step, and options of the optimizer that lead to it."""
 
     rule: type[FusedOptimizer]
-    variant: Any
+    kind: Kind
     options: dict[str, Any]
+
+    @property
+    def variant(self) -> Any:
+        """The variant of the rule."""
+        return self.kind.variant
 
     @property
     def label(self) -> str:
         """A name for test reports."""
-        return "-".join([self.rule.__name__, *map(str, self.variant)])
+        _, decay, maximize = self.kind
+        return "-".join([self.rule.__name__, *map(str, self.variant), decay, str(maximize)])
 
 
 def optimizers() -> list[type[FusedOptimizer]]:
@@ -55,16 +72,22 @@ def variants(rule: type[FusedOptimizer]) -> list[Any]:
     return [rule.Variant(*choices) for choices in itertools.product(*rule.switches.values())]
 
 
-@cache
-def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
-    """Return, for each variant that options lead to, the options: least first, most last.
+def storage(rule: type[FusedOptimizer], dtype: str) -> Storage:
+    """Return the storage of tensors whose arrays are all of one dtype."""
+    own = np.dtype(dtype)
+    return Storage(own, own, (own,) * len(rule.slots))
 
-    Options are tried at their default, at 0 and at a value in bounds; the first of a variant is
+
+@cache
+def option_sets(rule: type[FusedOptimizer]) -> dict[Kind, list[dict[str, Any]]]:
+    """Return, for each kind of step that options lead to, the options: least first, most last.
+
+    Options are tried at their default, at 0 and at a value in bounds; the first of a kind is
     the one nearest to the defaults, the last has as many options as can be away from them.
     """
     parameters = list(inspect.signature(rule).parameters.values())[1:]
     tries = [_tries(rule, parameter) for parameter in parameters]
-    found: dict[Any, list[dict[str, Any]]] = {}
+    found: dict[Kind, list[dict[str, Any]]] = {}
     for values in itertools.product(*tries):
         options = {p.name: value for p, value in zip(parameters, values, strict=True)}
         try:
@@ -72,16 +95,18 @@ def option_sets(rule: type[FusedOptimizer]) -> dict[Any, list[dict[str, Any]]]:
         except (TypeError, ValueError):
             continue
         own = {name: value for name, value in options.items() if name in optimizer.defaults}
-        found.setdefault(optimizer.variant_of(optimizer.param_groups[0]), []).append(own)
+        (group,) = optimizer.param_groups
+        variant, decay = optimizer.variant_of(group), rule.rule.decay_kind(group)
+        found.setdefault(Kind(variant, decay, group["maximize"]), []).append(own)
     return found
 
 
 def cases(kinds: list[type[FusedOptimizer]] | None = None) -> list[Case]:
-    """Return each variant of some optimizers (by default, all) with the least and most options."""
+    """Return each kind of step of some optimizers (all by default), with least and most options."""
     return [
-        Case(rule, variant, options)
+        Case(rule, kind, options)
         for rule in kinds or optimizers()
-        for variant, sets in option_sets(rule).items()
+        for kind, sets in option_sets(rule).items()
         for options in (sets[:1] if sets[0] == sets[-1] else [sets[0], sets[-1]])
     ]
 

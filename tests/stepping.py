@@ -117,7 +117,7 @@ def _prepare_slots(optimizer: Any, tensors: list[Tensor], bases: list[Placed], d
             continue
         optimizer.state[param]["step"] = 0
         used = optimizer.used_slots(variants[id(param)])
-        for number, slot in enumerate(optimizer.slots[:used]):
+        for number, slot in enumerate(used):
             zeros = place(np.zeros_like(tensor.values), device, tensor.layout(2 + number))
             optimizer.state[param][slot] = zeros.view
             bases.append(zeros)

@@ -63,6 +63,30 @@ def test_only_device_imports_cupy(path):
     assert dotted(path) == "device.gpu" or not roots & {"cupy", "cupyx", "cupy_backends"}
 
 
+def depends_on(path):
+    """The modules of the package that a file imports, as files.
+
+    Of ``from package import module``, it is the module.
+    """
+    files = {f"lucid_gpu.{dotted(other)}".rstrip("."): other for other in modules()}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & set(files) or {node.module}
+    return {files[name] for name in found if name in files} - {path}
+
+
+def test_no_module_leads_back_to_itself_by_its_imports():
+    """Imports for types count too: a circle of meanings is none the better for being lazy."""
+    waiting = {path: depends_on(path) for path in modules()}
+    while leaves := {path for path, needed in waiting.items() if not needed}:
+        waiting = {path: needed - leaves for path, needed in waiting.items() if path not in leaves}
+    assert not waiting, sorted(map(dotted, waiting))
+
+
 @pytest.mark.parametrize("part", LAYERS)
 def test_a_part_imports_only_what_lies_below_it(part):
     allowed = LAYERS[part] | {part}

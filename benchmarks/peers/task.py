@@ -39,7 +39,7 @@ class Task:
         cls = getattr(optim, self.rule.optimizer)
         optimizer = cls([Parameter([0.0])], **self.rule.options)
         slots = cls.used_slots(optimizer.variant_of(optimizer.param_groups[0]))
-        return 4 * (3 + 2 * int(slots)) * self.workload.parameters
+        return 4 * (3 + 2 * len(slots)) * self.workload.parameters
 
     def groups(self, tensors: list[Any]) -> list[dict[str, Any]]:
         """Return tensors as group dicts, each with a learning rate of its own."""

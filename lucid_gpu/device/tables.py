@@ -20,19 +20,29 @@ class Table:
     """Device memory that follows a host table, through pinned copies that take turns.
 
     A pinned copy is refilled only once the device has read it, so the host may run ahead.
+
+    Args:
+        nbytes: its size.
+        stage_bytes: the most that is copied at a time; None for all.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, stage_bytes: int | None = None) -> None:
         cp = gpu.cupy()
+        size = nbytes if stage_bytes is None else min(nbytes, stage_bytes)
         self.host = np.zeros(nbytes, np.uint8)
         self.device = cp.zeros(nbytes, np.uint8)
         release_retired()
-        self._stages = [transfer.pinned((nbytes,), np.uint8) for _ in range(STAGES)]
+        self._stages = [transfer.pinned((size,), np.uint8) for _ in range(STAGES)]
         self._addresses = [stage.ctypes.data for stage in self._stages]  # each look takes a µs
         self._read = [cp.cuda.Event(disable_timing=True) for _ in range(STAGES)]
         self._uploads = 0
         retire = weakref.finalize(self, _retired.extend, zip(self._read, self._stages, strict=True))
         retire.atexit = False
+
+    def fill(self, content: np.ndarray[Any, Any]) -> None:
+        """Overwrite the whole table, on the host and on the device; the host waits for it."""
+        self.host[:] = content
+        self.device.set(self.host)
 
     def upload(self, start: int, stop: int, stream: Any) -> None:
         """Copy bytes of the host table to the device."""

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lucid_gpu.execution import plan
-from lucid_gpu.execution.plan import Rule
+from lucid_gpu.execution.rule import Rule
 from lucid_gpu.execution.sources import joined
 
 FLAGS = (
@@ -37,7 +37,7 @@ NO_COMPILER = (
     "or leave LUCID_GPU_CPU out to step with NumPy"
 )
 
-Update: TypeAlias = Callable[..., None]
+Update: TypeAlias = Callable[..., bool]
 
 
 def mode() -> str:
@@ -58,11 +58,14 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def compiled_update(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update | None:
+def compiled_update(rule: Rule, variant: Any, dtype: np.dtype[Any]) -> Update | None:
     """Return compiled code that updates contiguous blocks, or None if it is not asked for.
 
+    It is called with the scalars of a row, parameter, gradient and slots, and returns False
+    without having changed anything if it cannot update these.
+
     Args:
-        rule: the optimizer class.
+        rule: the rule.
         variant: the choice of its switches.
         dtype: of parameters, gradients and slots.
 
@@ -70,28 +73,26 @@ def compiled_update(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Upd
         ValueError: ``LUCID_GPU_CPU`` is none of its values.
         RuntimeError: it is ``"compiled"``, and there is no compiler, or it failed.
     """
-    return None if mode() == "numpy" else _compiled(rule, variant, dtype)
+    if mode() == "numpy":
+        return None
+    return _compiled(_source(rule, variant, dtype), len(rule.used_slots(variant)), dtype)
 
 
 @cache
-def _compiled(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> Update:
-    function = _build(_source(rule, variant, dtype)).step
+def _compiled(source: str, used: int, dtype: np.dtype[Any]) -> Update:
+    function = _build(source).step
     address = ctypes.c_void_p
     function.argtypes = [address, ctypes.c_longlong, address, address, address]
     function.restype = None
-    used = rule.used_slots(variant)
     slots_type = address * max(1, used)
 
-    def update(scalars: Any, variant: Any, *arrays: Any) -> None:
-        places = [array.ctypes.data for array in arrays[: 2 + used]]
+    def update(row: Any, *arrays: Any) -> bool:
+        places = [array.ctypes.data for array in arrays]
         if any(place % dtype.itemsize for place in places):
-            # Vector instructions need aligned elements.
-            scratch = [np.empty_like(arrays[0]) for _ in range(rule.scratch)]
-            rule.update(scalars, variant, *arrays[: 2 + len(rule.slots)], *scratch)
-            return
-        constants = np.array(scalars, dtype)
+            return False  # vector instructions need aligned elements
         param, grad, *slots = places
-        function(constants.ctypes.data, arrays[0].size, param, grad, slots_type(*slots))
+        function(row.ctypes.data, arrays[0].size, param, grad, slots_type(*slots))
+        return True
 
     return update
 
@@ -113,10 +114,10 @@ def _build(source: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-def _source(rule: type[Rule], variant: Any, dtype: np.dtype[Any]) -> str:
+def _source(rule: Rule, variant: Any, dtype: np.dtype[Any]) -> str:
     functor, scalar = plan.functor(rule, variant, dtype), plan.c_type(dtype)
     return joined("rule", rule.kernel, "host_step") + (
-        f'\nextern "C" void step(const {functor}* rule, long long count, {scalar}* param, '
-        f"const {scalar}* grad, {scalar}* const* slots) "
-        "{ host_step(*rule, count, param, grad, slots); }\n"
+        f'\nextern "C" void step(const Row<{functor}, {scalar}>* row, long long count, '
+        f"{scalar}* param, const {scalar}* grad, {scalar}* const* slots) "
+        "{ host_step(*row, count, param, grad, slots); }\n"
     )

@@ -10,17 +10,19 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import chain, pairwise, repeat
 from operator import getitem, setitem
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from lucid_gpu.device.arrays import C_ORDER, address, contiguity, device_of
 from lucid_gpu.execution import compiled
-from lucid_gpu.execution.plan import Work, common_layout
+from lucid_gpu.execution.plan import TensorGroup, common_layout, row_fields
+from lucid_gpu.execution.rule import FrameScalars
 
 BLOCK_ELEMENTS = 1 << 17
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -73,6 +75,10 @@ def fits_a_pack(param: Any) -> bool:
 class CpuExecutor:
     """Steps NumPy arrays. The result does not depend on blocks or threads.
 
+    Args:
+        tensors: the arrays.
+        grads: the gradient of each, or None.
+
     Attributes:
         needs_gradients: each run forgets its gradients, so that their memory is free as soon as
             the training loop lets go of them; the next run wants them again.
@@ -80,67 +86,115 @@ class CpuExecutor:
 
     needs_gradients = True
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        layouts = [common_layout((p, *s)) for p, s in zip(work.params, work.slots, strict=True)]
-        small = [
-            tensor
-            for tensor, (param, layout) in enumerate(zip(work.params, layouts, strict=True))
-            if fits_a_pack(param) and layout & C_ORDER
-        ]
-        packs = [pack for pack in _packed(work, small) if len(pack) > 1]
-        alone = sorted(set(range(len(layouts))).difference(*packs))
-        self._alone = [(tensor, layouts[tensor]) for tensor in alone]
-        self._is_flat = self._matches(work.grads)
-        elements = sum(param.size for param in work.params)
-        most = elements_of_a_flat_block(elements)
-        self._jobs: list[Job] = [
-            _Block(work, tensor, region, flat)
-            for tensor, flat in zip(alone, self._is_flat, strict=True)
-            for region in _regions(work.params[tensor].shape, flat, most)
-        ]
-        self._jobs += [_Pack(work, tensors) for tensors in packs]
-        # Each further thread must find enough to do.
-        self._most_workers = min(len(self._jobs), -(-elements // THREAD_ELEMENTS))
-        # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
-        self._scalars = np.zeros((len(work.variants), len(work.rule.Scalars._fields)), work.dtype)
-        rows = [work.rule.Scalars(*(row[i, ...] for i in range(len(row)))) for row in self._scalars]
-        updates = [compiled.compiled_update(work.rule, v, work.dtype) for v in work.variants]
-        self._constants = list(zip(rows, work.variants, updates, strict=True))
+    def __init__(self, tensors: TensorGroup, grads: Sequence[Any]) -> None:
+        self._tensors = tensors
+        for variant in set(tensors.variants):
+            _code(tensors, variant)  # what may fail does so while all is unharmed
+        self._blocks_of: dict[int, list[_Block]] = {}
+        self._layouts = [self._layout(tensor) for tensor in range(len(tensors.params))]
+        self._is_small = [self._may_pack(tensor) for tensor in range(len(tensors.params))]
+        self._segments = [_Segment(own) for own in _segments(tensors, self._is_small)]
+        self._alone = [i for i, is_small in enumerate(self._is_small) if not is_small]
+        self._is_flat = [False] * len(tensors.params)
+        self._jobs: list[Job] = []
+        self._row_of: npt.NDArray[np.int32] | None = None
+        self._most_workers = 1
+        self._rows = _RowValues(tensors)
         self._grads: list[Any] = []
-        self._take(work.grads)
-        work.grads = []
+        self.replace_gradients(grads)
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
-        """Take other gradient arrays from now on; False if their layout asks for a new executor."""
-        if self._matches(grads) != self._is_flat:
-            return False
-        self._take(grads)
+        """Take the gradients of the next run; None stands for a tensor that is left out."""
+        self._threads = thread_count()  # a wrong number of them is refused while all is unharmed
+        for tensor in self._alone:
+            grad = grads[tensor]
+            if grad is not None:
+                is_flat = (self._layouts[tensor] & contiguity(grad)) != 0
+                if is_flat != self._is_flat[tensor]:
+                    self._is_flat[tensor] = is_flat
+                    self._forget(tensor)
+        self._grads = list(grads)
         return True
 
-    def run(self, scalars: Sequence[Any]) -> None:
-        """Update every tensor, with one tuple of scalars for each row."""
-        values = chain.from_iterable(scalars)
-        self._scalars.reshape(-1)[:] = np.fromiter(values, self._scalars.dtype)
+    def renew(self, tensors: Sequence[int]) -> bool:
+        """Look anew at the arrays of some tensors; False if that asks for a new executor."""
+        for tensor in tensors:
+            self._layouts[tensor] = self._layout(tensor)
+            if self._may_pack(tensor) != self._is_small[tensor]:
+                return False
+            self._forget(tensor)
+            for segment in self._segments:
+                segment.forget(tensor)
+        return True
+
+    def run(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Update every tensor that has a gradient.
+
+        Args:
+            rows: the scalars of each row.
+            row_of: for each tensor, its row; another array if any is another than before.
+        """
+        self._rows.set(rows)
+        if row_of is not self._row_of:
+            self._assign(row_of)
         try:
             self._run_on_threads()
         finally:
             self._grads = []
 
-    def _take(self, grads: Sequence[Any]) -> None:
-        """Get ready for a run, while a wrong number of threads can still be refused unharmed."""
-        threads = thread_count() if self._most_workers > 1 else 1
-        self._workers = min(threads, max(self._most_workers, 1))
-        self._grads = list(grads)
+    def _layout(self, tensor: int) -> int:
+        return common_layout(self._tensors.arrays(tensor))
+
+    def _may_pack(self, tensor: int) -> bool:
+        is_small = fits_a_pack(self._tensors.params[tensor]) and self._tensors.storage.is_uniform
+        return is_small and bool(self._layouts[tensor] & C_ORDER)
+
+    def _forget(self, tensor: int) -> None:
+        self._blocks_of.pop(tensor, None)
+        self._row_of = None
+
+    def _assign(self, row_of: npt.NDArray[np.int32]) -> None:
+        """Find the jobs of a run, in which each tensor takes the scalars of its row."""
+        present = [grad is not None for grad in self._grads]
+        jobs: list[Job] = []
+        for tensor in self._alone:
+            if present[tensor]:
+                jobs += self._blocks(tensor, row_of)
+        rows = np.where(present, row_of, ABSENT)
+        for segment in self._segments:
+            alone = segment.assign(rows, self._tensors)
+            jobs += segment.packs
+            for tensor in alone:
+                self._is_flat[tensor] = (
+                    self._layouts[tensor] & contiguity(self._grads[tensor])
+                ) != 0
+                self._blocks_of.pop(tensor, None)
+                jobs += self._blocks(tensor, row_of)
+        params = self._tensors.params
+        elements = sum(param.size for param, is_on in zip(params, present, strict=True) if is_on)
+        # Each further thread must find enough to do.
+        self._most_workers = max(1, min(len(jobs), -(-elements // THREAD_ELEMENTS)))
+        self._jobs, self._row_of = jobs, row_of
+
+    def _blocks(self, tensor: int, row_of: npt.NDArray[np.int32]) -> list[_Block]:
+        if tensor not in self._blocks_of:
+            most = elements_of_a_flat_block(sum(param.size for param in self._tensors.params))
+            flat = self._is_flat[tensor]
+            self._blocks_of[tensor] = [
+                _Block(self._tensors, tensor, region, flat)
+                for region in _regions(self._tensors.params[tensor].shape, flat, most)
+            ]
+        for block in self._blocks_of[tensor]:
+            block.row = int(row_of[tensor])
+        return self._blocks_of[tensor]
 
     def _run_on_threads(self) -> None:
-        jobs, workers = iter(self._jobs), self._workers
+        jobs, workers = iter(self._jobs), min(self._threads, self._most_workers)
         if workers == 1:
             self._run_jobs(jobs)
             return
-        pool = _pool(workers - 1, os.getpid())
         shared = _Shared(jobs)
-        others = [pool.submit(self._run_jobs, shared) for _ in range(workers - 1)]
+        others = _submitted(workers - 1, self._run_jobs, shared)
         try:
             self._run_jobs(shared)
         finally:
@@ -153,37 +207,147 @@ class CpuExecutor:
         # A GPU raises no floating-point warnings either; NaN and infinity pass through.
         with np.errstate(all="ignore"):
             for job in jobs:
-                job.run(self._grads, self._constants)
+                job.run(self._grads, self._rows)
 
-    def _matches(self, grads: Sequence[Any]) -> list[bool]:
-        """Say of each tensor in no pack whether it can be flattened together with its gradient."""
-        return [(layout & contiguity(grads[tensor])) != 0 for tensor, layout in self._alone]
+
+class _RowValues:
+    """The scalars of all rows, rounded once, and what updates a block with them."""
+
+    def __init__(self, tensors: TensorGroup) -> None:
+        self._rule, self._dtype = tensors.rule, tensors.storage.compute
+        self._values = np.zeros((0, len(row_fields(tensors.rule))), self._dtype)
+        self._rows: list[tuple[FrameScalars, Any]] = []
+
+    def set(self, rows: Sequence[tuple[float, ...]]) -> None:
+        """Take the scalars of the next run."""
+        if len(rows) > len(self._values):
+            self._values = np.zeros((len(rows), self._values.shape[1]), self._dtype)
+            # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
+            split = len(FrameScalars._fields)
+            views = [[own[i, ...] for i in range(len(own))] for own in self._values]
+            self._rows = [
+                (FrameScalars(*own[:split]), self._rule.Scalars(*own[split:])) for own in views
+            ]
+        values = np.fromiter(chain.from_iterable(rows), self._dtype)
+        self._values.reshape(-1)[: len(values)] = values
+
+    def __getitem__(self, row: int) -> tuple[FrameScalars, Any]:
+        return self._rows[row]
+
+    def values(self, row: int) -> Any:
+        """Return the scalars of a row as one array."""
+        return self._values[row]
+
+
+def _code(tensors: TensorGroup, variant: Any) -> compiled.Update | None:
+    if not tensors.storage.is_uniform:
+        return None
+    return compiled.compiled_update(tensors.rule, variant, tensors.storage.compute)
+
+
+def _update(
+    tensors: TensorGroup, variant: Any, row: tuple[FrameScalars, Any], arrays: Sequence[Any]
+) -> None:
+    """Update a block of arrays: parameter, gradient and slots, all of the dtype that computes."""
+    rule, (frame, scalars) = tensors.rule, row
+    param, grad, *slots = arrays
+    # One array more than the rule asks for: the gradient as the frame leaves it.
+    spare, own = _scratch(max(1, rule.scratch), tensors.storage.compute), None
+    if frame.sign != 1:
+        own = _like(param, rule.scratch + 1)
+        grad = np.multiply(frame.sign, grad, out=own)
+    if frame.l2 != 0:
+        own = _like(param, rule.scratch + 1)
+        product = np.multiply(frame.l2, param, out=_shaped(spare[0], param))
+        grad = np.add(grad, product, out=own)
+    if frame.shrink != 1:
+        if own is None and np.may_share_memory(grad, param):
+            grad = np.positive(grad, out=_like(param, rule.scratch + 1))
+        param *= frame.shrink
+    scratch = [_shaped(memory, param) for memory in spare[: rule.scratch]]
+    slots += [None] * (rule.width - len(slots))
+    rule.update(scalars, variant, param, grad, *slots, *scratch)
+
+
+def _shaped(memory: Any, array: Any) -> Any:
+    return memory[: array.size].reshape(array.shape)
+
+
+def _like(array: Any, count: int) -> Any:
+    """Return the last of so many scratch arrays, in the shape of an array."""
+    return _shaped(_scratch(count, array.dtype)[-1], array)
 
 
 class _Block:
-    """A part of one tensor, updated where it lies."""
+    """A part of one tensor, updated where it lies.
 
-    def __init__(self, work: Work, tensor: int, region: Region, flat: bool) -> None:
-        self._work, self._tensor, self._region, self._flat = work, tensor, region, flat
-        self._row = work.row[tensor]
-        self._param, *self._slots = map(self._cut, (work.params[tensor], *work.slots[tensor]))
-        self._slots += [None] * (len(work.rule.slots) - len(self._slots))
+    Attributes:
+        row: whose scalars it takes.
+    """
 
-    def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
-        rule, param = self._work.rule, self._param
-        scalars, variant, compiled = constants[self._row]
-        arrays = param, self._cut(grads[self._tensor]), *self._slots
-        if self._flat and compiled is not None:  # compiled code knows no strides
-            compiled(scalars, variant, *arrays)
+    row = 0
+
+    def __init__(self, tensors: TensorGroup, tensor: int, region: Region, flat: bool) -> None:
+        self._tensors, self._tensor, self._region, self._flat = tensors, tensor, region, flat
+        self._variant = tensors.variants[tensor]
+        self._code = _code(tensors, self._variant)
+        self._param, *self._slots = map(self._cut, tensors.arrays(tensor))
+
+    def run(self, grads: Sequence[Any], rows: _RowValues) -> None:
+        stored = [self._param, self._cut(grads[self._tensor]), *self._slots]
+        if self._flat and self._code and self._code(rows.values(self.row), *stored):
             return
-        scratch = [
-            memory[: param.size].reshape(param.shape)
-            for memory in _scratch(rule.scratch, self._work.dtype)
-        ]
-        rule.update(scalars, variant, *arrays, *scratch)
+        if self._tensors.storage.is_uniform:
+            _update(self._tensors, self._variant, rows[self.row], stored)
+            return
+        computed = [array.astype(self._tensors.storage.compute) for array in stored]
+        _update(self._tensors, self._variant, rows[self.row], computed)
+        param, _, *slots = computed
+        for array, values in zip((self._param, *self._slots), (param, *slots), strict=True):
+            array[...] = values
 
     def _cut(self, array: Any) -> Any:
         return (_flatten(array) if self._flat else array)[self._region]
+
+
+ABSENT = -(1 << 30)
+"""Stands for the row of a tensor that has no gradient."""
+
+
+class _Segment:
+    """Small tensors that are neighbours, in packs: of those that step alike.
+
+    Attributes:
+        packs: two or more tensors each.
+    """
+
+    def __init__(self, tensors: Sequence[int]) -> None:
+        self._members = np.array(tensors, np.intp)
+        self._seen: bytes | None = None
+        self.packs: list[_Pack] = []
+        self._alone: list[int] = []
+
+    def forget(self, tensor: int) -> None:
+        """Look anew at the arrays of a tensor, if it is a member."""
+        if tensor in self._members:
+            self._seen = None
+
+    def assign(self, rows: npt.NDArray[Any], tensors: TensorGroup) -> list[int]:
+        """Find the packs of the members by their rows; return members that are alone in theirs."""
+        own = rows[self._members]
+        # Other numbers of the same rows ask for no other packs.
+        seen = np.where(own == ABSENT, ABSENT, own - own.max()).tobytes()
+        if seen != self._seen:
+            by_row: dict[int, list[int]] = {}
+            for tensor, row in zip(self._members.tolist(), own.tolist(), strict=True):
+                if row >= 0 and tensors.params[tensor].size:
+                    by_row.setdefault(row, []).append(tensor)
+            self.packs = [_Pack(tensors, pack) for pack in by_row.values() if len(pack) > 1]
+            self._alone = [pack[0] for pack in by_row.values() if len(pack) == 1]
+            self._seen = seen
+        for pack in self.packs:
+            pack.row = int(rows[pack.first])
+        return self._alone
 
 
 class _Pack:
@@ -191,33 +355,38 @@ class _Pack:
 
     Arrays that lie side by side in one buffer already are updated there. The others are copied as
     bytes through memory views, which costs Python a fifth of what assigning arrays does.
+
+    Attributes:
+        row: whose scalars they take.
+        first: one of the tensors.
     """
 
-    def __init__(self, work: Work, tensors: Sequence[int]) -> None:
-        self._work, self._tensors = work, tensors
-        self._row = work.row[tensors[0]]
-        ends = np.cumsum([work.params[tensor].nbytes for tensor in tensors]).tolist()
+    row = 0
+
+    def __init__(self, tensors: TensorGroup, members: Sequence[int]) -> None:
+        self._tensors, self._members, self.first = tensors, members, members[0]
+        self._variant = tensors.variants[self.first]
+        self._code = _code(tensors, self._variant)
+        self._dtype = tensors.storage.compute
+        ends = np.cumsum([tensors.params[tensor].nbytes for tensor in members]).tolist()
         self._places = [slice(*bounds) for bounds in pairwise([0, *ends])]
-        self._size = ends[-1] // work.dtype.itemsize
-        kept = zip(*((work.params[tensor], *work.slots[tensor]) for tensor in tensors), strict=True)
+        self._size = ends[-1] // self._dtype.itemsize
+        kept = zip(*(tensors.arrays(tensor) for tensor in members), strict=True)
         joined = [(_joined(arrays), arrays) for arrays in kept]
         self._kept = [
             (whole, [] if whole is not None else [_as_bytes(array) for array in arrays])
             for whole, arrays in joined
         ]
 
-    def run(self, grads: Sequence[Any], constants: Sequence[Any]) -> None:
-        rule = self._work.rule
-        scalars, variant, compiled = constants[self._row]
-        update = compiled or rule.update
+    def run(self, grads: Sequence[Any], rows: _RowValues) -> None:
         count = len(self._kept)
-        memory = _scratch(count + 1 + rule.scratch, self._work.dtype)
+        memory = _scratch(self._tensors.rule.scratch + 2 + count, self._dtype)[-1 - count :]
         grad, *arrays = (array[: self._size] for array in memory)
-        np.concatenate([grads[tensor] for tensor in self._tensors], axis=None, out=grad)
+        np.concatenate([grads[tensor] for tensor in self._members], axis=None, out=grad)
         param, *slots = map(self._gathered, self._kept, arrays)
-        slots += [None] * (len(rule.slots) - len(slots))
-        update(scalars, variant, param, grad, *slots, *arrays[count:])
-        for (joined, parts), array in zip(self._kept, arrays, strict=False):
+        if not (self._code and self._code(rows.values(self.row), param, grad, *slots)):
+            _update(self._tensors, self._variant, rows[self.row], [param, grad, *slots])
+        for (joined, parts), array in zip(self._kept, arrays, strict=True):
             if joined is None:
                 pieces = map(getitem, repeat(_as_bytes(array)), self._places)
                 _exhaust(map(setitem, parts, repeat(slice(None)), pieces))
@@ -256,6 +425,15 @@ def _pool(workers: int, pid: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a for
 _local = threading.local()
 
 
+def _submitted(count: int, work: Callable[..., None], jobs: Any) -> list[Future[None]]:
+    """Have threads of the pool work too; none where the interpreter is about to end."""
+    try:
+        pool = _pool(count, os.getpid())
+        return [pool.submit(work, jobs) for _ in range(count)]
+    except RuntimeError:
+        return []
+
+
 def _scratch(count: int, dtype: np.dtype[Any]) -> list[Any]:
     """Return uninitialized arrays of a block's size, in memory that this thread keeps."""
     kept: dict[np.dtype[Any], list[Any]] = _local.__dict__.setdefault("scratch", {})
@@ -268,20 +446,20 @@ def _scratch(count: int, dtype: np.dtype[Any]) -> list[Any]:
     return arrays[:count]
 
 
-def _packed(work: Work, tensors: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the tensors in packs: of one row each, and of at most a block's elements."""
-    pack: list[int] = []
+def _segments(tensors: TensorGroup, is_small: Sequence[bool]) -> Iterator[list[int]]:
+    """Yield the small tensors in segments of at most a block's elements."""
+    segment: list[int] = []
     size = 0
-    for tensor in sorted(tensors, key=work.row.__getitem__):
-        extent = work.params[tensor].size
-        if pack and (work.row[pack[0]] != work.row[tensor] or size + extent > BLOCK_ELEMENTS):
-            yield pack
-            pack, size = [], 0
-        if extent:
-            pack.append(tensor)
-            size += extent
-    if pack:
-        yield pack
+    for tensor, param in enumerate(tensors.params):
+        if not is_small[tensor]:
+            continue
+        if segment and size + param.size > BLOCK_ELEMENTS:
+            yield segment
+            segment, size = [], 0
+        segment.append(tensor)
+        size += param.size
+    if segment:
+        yield segment
 
 
 def _as_bytes(array: Any) -> Any:

@@ -12,13 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device import gpu, tables
-from lucid_gpu.device.arrays import address, contiguity, device_of
+from lucid_gpu.device.arrays import STRIDED, address, contiguity, device_of
+from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution.plan import Plan, Rule, Work
+from lucid_gpu.execution.plan import DENSE, Plan, TensorGroup
+from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.sources import joined
 
 THREADS = 256
 """Threads per block: ``kThreads`` of ``fused_step.cuh``."""
+
+RECORD_STAGE_BYTES = 1 << 12
+"""Of the pinned copies in which records of tensors travel that were given other arrays."""
 
 OPTIONS = ("--fmad=false",)
 """Without fused multiply-add, so that CUDA and NumPy agree to the bit."""
@@ -32,24 +37,29 @@ class CudaExecutor:
             the arrays are let go, so that their memory is free when the training loop is done.
     """
 
-    def __init__(self, work: Work) -> None:
-        self._home = device_of(work.params[0])
-        arrays = zip(work.params, work.slots, strict=True)
-        layouts = [_plan.common_layout((param, *slots)) for param, slots in arrays]
-        self._layouts = np.array(layouts, np.uint8)
-        self._is_dense = self._match(np.array([*map(contiguity, work.grads)], np.uint8))
+    def __init__(self, tensors: TensorGroup, grads: Sequence[Any]) -> None:
+        self._home = device_of(tensors.params[0])
+        self._tensors = tensors
+        count = len(tensors.params)
+        self._layouts = np.zeros(count, np.uint8)
+        self._read_layouts(range(count))
+        layouts = np.array([_layout(grad) for grad in grads], np.uint8)
+        self._is_dense = self._match(layouts, self._layouts != STRIDED)
         self._dense = np.flatnonzero(self._is_dense)
         self._strided = np.flatnonzero(~self._is_dense)
         with gpu.on(self._home):
-            self._fused = self._fused_launch(work.select(self._dense))
-            self._single = self._strided_launches(work.select(self._strided))
+            self._fused = self._fused_launch(tensors.select(self._dense))
+            self._single = self._strided_launches(tensors.select(self._strided))
         self.needs_gradients = len(self._strided) > 0
-        work.grads = []
+        self.replace_gradients(grads)
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
-        """Take other gradient arrays from now on; False if their layout asks for a new executor."""
-        addresses = np.array([grad.data.ptr for grad in grads], np.uint64)
-        layouts = np.array([*map(contiguity, grads)], np.uint8)
+        """Take other gradient arrays from now on; False if their layout asks for a new executor.
+
+        None stands for a tensor that is left out.
+        """
+        addresses = np.array([0 if grad is None else grad.data.ptr for grad in grads], np.uint64)
+        layouts = np.array([_layout(grad) for grad in grads], np.uint8)
         if not self.move_gradients(addresses, layouts):
             return False
         self._single.replace_gradients([grads[i] for i in self._strided.tolist()])
@@ -59,16 +69,39 @@ class CudaExecutor:
         self, addresses: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
     ) -> bool:
         """Take gradients at other addresses; False if their layout asks for a new executor."""
-        if not np.array_equal(self._match(layouts), self._is_dense):
+        if not np.array_equal(self._match(layouts, self._is_dense), self._is_dense):
             return False
-        self._fused.move_gradients(addresses[self._dense])
+        present = np.where(layouts == ABSENT, np.uint64(0), addresses)
+        self._fused.move_gradients(present[self._dense])
         return True
 
-    def run(self, scalars: Sequence[Any]) -> None:
-        """Update every tensor, with one tuple of scalars for each row."""
+    def renew(self, tensors: Sequence[int]) -> bool:
+        """Look anew at the arrays of some tensors; False if that asks for a new executor."""
+        self._read_layouts(tensors)
+        own = np.array(tensors, np.intp)
+        if not ((self._layouts[own] & DENSE) != 0)[self._is_dense[own]].all():
+            return False
+        place = {tensor: i for i, tensor in enumerate(self._dense.tolist())}
+        single = {tensor: i for i, tensor in enumerate(self._strided.tolist())}
         with gpu.on(self._home):
-            self._fused.run(scalars)
-            self._single.launch(scalars)
+            for tensor in tensors:
+                arrays = self._tensors.arrays(tensor)
+                if tensor in single:
+                    self._single.renew(single[tensor], arrays)
+                elif not self._fused.renew(place[tensor], arrays):
+                    return False
+        return True
+
+    def run(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Update every tensor that has a gradient.
+
+        Args:
+            rows: the scalars of each row.
+            row_of: for each tensor, its row.
+        """
+        with gpu.on(self._home):
+            self._fused.run(rows, row_of[self._dense])
+            self._single.launch(rows, row_of[self._strided])
 
     def capture(self) -> None:
         """Record the launch in the graph that the current stream records.
@@ -90,88 +123,144 @@ class CudaExecutor:
                 )
             self._fused.capture()
 
-    def upload(self, scalars: Sequence[Any]) -> None:
-        """Bring scalars and gradient addresses to the device, for the next replay."""
+    def upload(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Bring scalars and gradient addresses to the device, for the next replay.
+
+        Raises:
+            RuntimeError: there are more rows than the table has room for that the graph reads.
+        """
         with gpu.on(self._home):
-            self._fused.upload(scalars)
+            self._fused.upload(rows, row_of[self._dense], is_replay=True)
 
-    def _fused_launch(self, work: Work) -> FusedLaunch:
-        return FusedLaunch(work)
+    def _fused_launch(self, tensors: TensorGroup) -> FusedLaunch:
+        return FusedLaunch(tensors)
 
-    def _strided_launches(self, work: Work) -> StridedLaunches:
-        return StridedLaunches(work)
+    def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
+        return StridedLaunches(tensors)
 
-    def _match(self, layouts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Say which tensors are contiguous in one order with their gradient and slots."""
-        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts) != 0
-        return is_dense
+    def _read_layouts(self, tensors: Iterable[int]) -> None:
+        for tensor in tensors:
+            layout = _plan.common_layout(self._tensors.arrays(tensor))
+            self._layouts[tensor] = layout or STRIDED
+
+    def _match(
+        self, layouts: npt.NDArray[np.uint8], otherwise: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Say which tensors are contiguous in one order with their gradient and slots.
+
+        Args:
+            layouts: of the gradients.
+            otherwise: the answer for tensors without a gradient.
+        """
+        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts & DENSE) != 0
+        return np.where(layouts == ABSENT, otherwise, is_dense)
+
+
+def _layout(grad: Any) -> int:
+    return ABSENT if grad is None else contiguity(grad)
 
 
 class FusedLaunch:
     """The one launch that updates all contiguous tensors.
 
     It carries their scalars, so that a step whose gradients stay copies nothing. Those of a launch
-    in a graph, and more than a launch can carry, are read from a table on the device.
+    in a graph, and more than a launch can carry, are read from a table on the device. A tensor
+    without a gradient has a null address there.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, tensors: TensorGroup) -> None:
         self._plan: Plan | None = None
-        if not work.params:
+        if not tensors.params:
             return
         cp = gpu.cupy()
-        self._plan = plan = self._make_plan(work)
+        self._group = tensors
+        self._plan = plan = self._make_plan(tensors)
         self._chunks = cp.array(plan.chunks.view(np.uint8))
-        self._tensors = cp.array(plan.tensors.view(np.uint8))
-        nbytes = plan.scalars.nbytes
-        self._split = -(-nbytes // 16) * 16
-        self._table = tables.Table(self._split + 8 * len(plan.tensors))
         self._streams = [cp.cuda.get_current_stream()] * 2  # made on, last used on
-        memory = self._chunks, self._tensors, self._table.device
-        home = device_of(self._chunks)
-        weakref.finalize(self, tables.retire, home, self._streams, memory).atexit = False
-        self._scalars = self._table.host[:nbytes].view(work.dtype)
-        self._grads = self._table.host[self._split :].view(np.uint64)
+        self._records = tables.Table(plan.tensors.nbytes, RECORD_STAGE_BYTES)
+        self._records.fill(plan.tensors.view(np.uint8))
+        self._compute = tensors.storage.compute
+        self._row_bytes = len(_plan.row_fields(tensors.rule)) * self._compute.itemsize
         self._argument = np.zeros((), _plan.ARGUMENT)
         # Named as records, NumPy would describe each member anew at every launch.
         self._by_value = self._argument.view(f"V{_plan.ARGUMENT.itemsize}")
         self._argument["chunks"] = self._chunks.data.ptr
-        self._argument["tensors"] = self._tensors.data.ptr
-        self._argument["grads"] = self._table.device.data.ptr + self._split
-        self._carried: npt.NDArray[Any] | None = None
-        if nbytes <= _plan.CARRIED_BYTES:
-            self._carried = self._argument["carried"][:nbytes].view(work.dtype)
-        else:
-            self._argument["table"] = self._table.device.data.ptr
-        self._kernel = _compiled(work.rule, work.dtype, tuple(plan.kinds), cp.cuda.Device().id)
+        self._argument["tensors"] = self._records.device.data.ptr
+        self._kernel = _compiled(
+            tensors.rule, tensors.storage, tuple(plan.kinds), cp.cuda.Device().id
+        )
         self._blocks = len(plan.chunks)
-        self._gradients_moved = True
-        self.move_gradients(np.array([grad.data.ptr for grad in work.grads], np.uint64))
+        self._is_captured = False
+        self._make_table(1)
+        memory = self._chunks, self._records.device
+        weakref.finalize(
+            self, tables.retire, device_of(self._chunks), self._streams, memory
+        ).atexit = False
 
-    def _make_plan(self, work: Work) -> Plan:
+    def _make_plan(self, tensors: TensorGroup) -> Plan:
         addresses = [
-            [address(param), *map(address, slots)]
-            for param, slots in zip(work.params, work.slots, strict=True)
+            [*map(address, tensors.arrays(tensor))] for tensor in range(len(tensors.params))
         ]
-        return _plan.build(work, _plan.whole(work), addresses)
+        return _plan.build(tensors, _plan.whole(tensors), addresses)
+
+    def _make_table(self, rows: int) -> None:
+        """Make the table of what changes from step to step, with room for so many rows."""
+        assert self._plan is not None
+        spans = len(self._plan.tensors)
+        self._capacity = max(rows, min(spans, _plan.CARRIED_BYTES // self._row_bytes))
+        scalars = self._capacity * self._row_bytes
+        self._split = -(-scalars // 16) * 16
+        middle = self._split + 8 * spans
+        self._table = tables.Table(middle + 4 * spans)
+        weakref.finalize(
+            self._table, tables.retire, self._home, self._streams, self._table.device
+        ).atexit = False
+        self._scalars = self._table.host[:scalars].view(self._compute)
+        self._grads = self._table.host[self._split : middle].view(np.uint64)
+        self._rows = self._table.host[middle:].view(np.int32)
+        self._middle = middle
+        base = self._table.device.data.ptr
+        self._argument["grads"] = base + self._split
+        self._argument["rows"] = base + middle
+        is_carried = scalars <= _plan.CARRIED_BYTES
+        self._carried = self._argument["carried"].view(self._compute) if is_carried else None
+        self._argument["table"] = 0 if is_carried else base
+        self._gradients_moved = self._rows_moved = True
+
+    @property
+    def _home(self) -> str:
+        return device_of(self._chunks)
 
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
-        """Take gradients at other addresses."""
+        """Take the gradients of the tensors at other addresses."""
         if self._plan is not None and not np.array_equal(addresses, self._grads):
             self._grads[:] = addresses
             self._gradients_moved = True
 
-    def run(self, scalars: Sequence[Any]) -> None:
-        """Launch the kernel with one tuple of scalars for each row."""
+    def renew(self, tensor: int, arrays: Sequence[Any]) -> bool:
+        """Take the arrays of a tensor at other addresses; False if that cannot be done here."""
+        assert self._plan is not None
+        own = self._plan.tensors[tensor : tensor + 1]
+        own["array"] = 0
+        own["array"][0, : len(arrays)] = [*map(address, arrays)]
+        start = tensor * own.itemsize
+        self._records.host[start : start + own.itemsize] = own.view(np.uint8)
+        self._records.upload(start, start + own.itemsize, self._stream())
+        return True
+
+    def run(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Launch the kernel with the scalars of each row."""
         if self._plan is None:
             return
-        stream = self._stream()
-        if self._carried is None:
-            self.upload(scalars)
+        if self._carried is None or len(rows) > self._capacity:
+            self.upload(rows, row_of)
+            stream = self._stream()
         else:
-            self._carried[:] = _in_a_row(scalars, self._carried.dtype)
-            if self._gradients_moved:
-                self._table.upload(self._split, len(self._table.host), stream)
-                self._gradients_moved = False
+            stream = self._stream()
+            values = _in_a_row(rows, self._compute)
+            self._carried[: len(values)] = values
+            self._take_rows(row_of)
+            self._upload_tensors(stream)
         self._launch(stream)
 
     def capture(self) -> None:
@@ -184,20 +273,50 @@ class FusedLaunch:
         finally:
             if self._carried is not None:
                 self._argument["table"] = 0
+        self._is_captured = True
 
-    def upload(self, scalars: Sequence[Any]) -> None:
-        """Bring scalars and gradient addresses to the table, as far as they changed."""
+    def upload(
+        self,
+        rows: Sequence[tuple[float, ...]],
+        row_of: npt.NDArray[np.int32],
+        is_replay: bool = False,
+    ) -> None:
+        """Bring scalars, rows and gradient addresses to the table, as far as they changed."""
         if self._plan is None:
             return
-        values = _in_a_row(scalars, self._scalars.dtype)
-        are_new = not np.array_equal(values, self._scalars)
-        self._scalars[:] = values
+        if len(rows) > self._capacity:
+            if is_replay:
+                raise RuntimeError(
+                    f"tensors step in {len(rows)} different ways, of which the captured graph "
+                    f"knows {self._capacity}: capture it anew"
+                )
+            grads = self._grads
+            self._make_table(max(len(rows), 2 * self._capacity))
+            self._grads[:] = grads
+        values = _in_a_row(rows, self._compute)
+        are_new = not np.array_equal(values, self._scalars[: len(values)])
+        self._scalars[: len(values)] = values
+        self._take_rows(row_of)
         stream = self._stream()
-        if self._gradients_moved:
+        if are_new and self._gradients_moved:
             self._table.upload(0, len(self._table.host), stream)
+            self._gradients_moved = self._rows_moved = False
         elif are_new:
-            self._table.upload(0, self._split, stream)
-        self._gradients_moved = False
+            self._table.upload(0, len(values) * self._compute.itemsize, stream)
+        self._upload_tensors(stream)
+
+    def _take_rows(self, row_of: npt.NDArray[np.int32]) -> None:
+        if not np.array_equal(row_of, self._rows):
+            self._rows[:] = row_of
+            self._rows_moved = True
+
+    def _upload_tensors(self, stream: Any) -> None:
+        """Bring addresses of gradients and numbers of rows to the table, as far as they changed."""
+        if self._gradients_moved or self._rows_moved:
+            start = self._split if self._gradients_moved else self._middle
+            stop = len(self._table.host) if self._rows_moved else self._middle
+            self._table.upload(start, stop, stream)
+            self._gradients_moved = self._rows_moved = False
 
     def _stream(self) -> Any:
         """Return the current stream, on which the tables are used from now on."""
@@ -212,57 +331,66 @@ class FusedLaunch:
 class StridedLaunches:
     """One launch per tensor that is not contiguous, through CuPy's strides."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, tensors: TensorGroup) -> None:
+        self._tensors = tensors
         self._kernels = [
-            _elementwise(work.rule, work.dtype, work.variants[row]) for row in work.row
+            _elementwise(tensors.rule, tensors.storage.compute, variant)
+            for variant in tensors.variants
         ]
+        self._grads: list[Any] = [None] * len(tensors.params)
 
     def replace_gradients(self, grads: Sequence[Any]) -> None:
         """Take other gradients for the next launch."""
-        self._work.grads = list(grads)
+        self._grads = list(grads)
 
-    def launch(self, scalars: Sequence[Any]) -> None:
-        """Launch all kernels, with one tuple of scalars for each row, and let the gradients go."""
-        work = self._work
-        for i, row in enumerate(work.row):
-            self._update(i, map(work.dtype.type, scalars[row]), work.slots[i])
-        work.grads = []
+    def renew(self, tensor: int, arrays: Sequence[Any]) -> None:
+        """Take other arrays of a tensor."""
+        self._tensors.params[tensor], *slots = arrays
+        self._tensors.slots[tensor] = tuple(slots)
+
+    def launch(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Launch all kernels, and let the gradients go."""
+        compute = self._tensors.storage.compute
+        for i, row in enumerate(row_of.tolist()):
+            if self._grads[i] is not None:
+                self._update(i, map(compute.type, rows[row]), self._tensors.slots[i] or ())
+        self._grads = [None] * len(self._grads)
 
     def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
-        self._kernels[i](self._work.grads[i], *scalars, self._work.params[i], *slots)
+        self._kernels[i](self._grads[i], *scalars, self._tensors.params[i], *slots)
 
 
-def _in_a_row(scalars: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _in_a_row(rows: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the scalars of all rows, one after the other, each rounded once."""
-    return np.fromiter(chain.from_iterable(scalars), dtype)
+    return np.fromiter(chain.from_iterable(rows), dtype)
+
+
+def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...], device_id: int) -> Any:
+    """Return the kernel for some variants of a rule, compiled at the first call."""
+    source = joined("rule", rule.kernel, "fused_step")
+    return _kernel(source, _plan.kernel_name(rule, kinds, storage), device_id)
 
 
 @cache
-def _compiled(
-    rule: type[Rule],
-    dtype: np.dtype[Any],
-    kinds: tuple[Any, ...],
-    device_id: int,  # noqa: ARG001 - a module is loaded on one device
-) -> Any:
-    """Return the kernel for some variants of a rule, compiled at the first call."""
-    name = _plan.kernel_name(rule, kinds, dtype)
-    source = joined("rule", rule.kernel, "fused_step")
+def _kernel(source: str, name: str, device_id: int) -> Any:  # noqa: ARG001 - of one device each
     module = gpu.cupy().RawModule(code=source, options=OPTIONS, name_expressions=[name])
     return module.get_function(name)
 
 
 @cache
-def _elementwise(rule: type[Rule], dtype: np.dtype[Any], variant: Any) -> Any:
+def _elementwise(rule: Rule, dtype: np.dtype[Any], variant: Any) -> Any:
     """Return the kernel that updates one tensor of any strides, from the text of the same rule."""
-    names = rule.Scalars._fields
-    slots = rule.slots[: rule.used_slots(variant)]
-    spare = [f"spare_{name}" for name in rule.slots[len(slots) :]]
-    scalar = dtype.name
+    names = _plan.row_fields(rule)
+    slots = rule.used_slots(variant)
+    spare = [f"spare_{number}" for number in range(len(slots), rule.width)]
+    scalar, c_type = dtype.name, _plan.c_type(dtype)
     functor = _plan.functor(rule, variant, dtype)
-    body = [f"{_plan.c_type(dtype)} {name} = 0;" for name in spare]
-    body.append(f"const {functor} rule{{{', '.join(names)}}};")
-    body.append(f"rule({', '.join(['param', 'grad', *slots, *spare])});")
+    frame, own = names[:3], names[3:]
+    body = [f"{c_type} {name} = 0;" for name in spare]
+    body += [f"const Frame<{c_type}> frame{{{', '.join(frame)}}};"]
+    body += [f"const {functor} rule{{{', '.join(own)}}};"]
+    body += [f"{c_type} gradient = grad, value = param;", "frame(value, gradient);"]
+    body += [f"rule({', '.join(['value', 'gradient', *slots, *spare])});", "param = value;"]
     return gpu.cupy().ElementwiseKernel(
         ", ".join(f"{scalar} {name}" for name in ("grad", *names)),
         ", ".join(f"{scalar} {name}" for name in ("param", *slots)),

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device.arrays import C_ORDER, F_ORDER, contiguity
+from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
 
 DENSE = C_ORDER | F_ORDER
 
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
 
-CARRIED_BYTES = 2048
+CARRIED_BYTES = 2560
 """How many bytes of scalars a launch carries itself: 64 rows of Adam in float32."""
 
 CHUNK = np.dtype([("start", "i8"), ("tensor", "i4"), ("count", "i4")])
@@ -32,6 +32,7 @@ ARGUMENT = np.dtype(
         ("chunks", "u8"),
         ("tensors", "u8"),
         ("grads", "u8"),
+        ("rows", "u8"),
         ("table", "u8"),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
@@ -39,89 +40,70 @@ ARGUMENT = np.dtype(
 """What the kernel is called with, by value: ``Argument`` of the kernel."""
 
 
-class Rule(Protocol):
-    """What execution needs to know of an update rule; optimizer classes provide it."""
-
-    kernel: ClassVar[str | Path]
-    functor: ClassVar[str]
-    slots: ClassVar[tuple[str, ...]]
-    switches: ClassVar[dict[str, tuple[Any, ...]]]
-    scratch: ClassVar[int]
-    Scalars: ClassVar[Any]
-
-    @staticmethod
-    def used_slots(variant: Any) -> int:
-        """Return how many of the slots, from the first on, a variant uses."""
-        ...
-
-    @staticmethod
-    def update(scalars: Any, variant: Any, /, *arrays: Any) -> None:
-        """Update a block in place: parameter, gradient (not to be changed), slots, scratch."""
-        ...
-
-
 @dataclass
-class Work:
-    """Tensors of one device and dtype that step together.
+class TensorGroup:
+    """Tensors of one device and storage, which step together.
 
     Attributes:
-        rule: the optimizer class.
-        dtype: of parameters, gradients and slots.
+        rule: what updates them.
+        storage: the dtypes of their arrays.
         params: the arrays to update.
-        grads: their gradients.
-        slots: the slots of each that its variant uses.
-        row: for each tensor, which row of scalars it takes.
-        variants: the variant of each row.
+        slots: the slots of each that its variant uses, in that order; None where a tensor never
+            had a gradient, so that none were made.
+        variants: the variant of each.
     """
 
-    rule: type[Rule]
-    dtype: np.dtype[Any]
+    rule: Rule
+    storage: Storage
     params: list[Any]
-    grads: list[Any]
-    slots: list[tuple[Any, ...]]
-    row: list[int]
+    slots: list[tuple[Any, ...] | None]
     variants: list[Any]
 
-    def select(self, indices: npt.NDArray[np.intp]) -> Work:
-        """Return the work on some of the tensors; the rows stay."""
-        return Work(
+    def select(self, indices: npt.NDArray[np.intp]) -> TensorGroup:
+        """Return some of the tensors."""
+        return TensorGroup(
             self.rule,
-            self.dtype,
+            self.storage,
             [self.params[i] for i in indices],
-            [self.grads[i] for i in indices],
             [self.slots[i] for i in indices],
-            [self.row[i] for i in indices],
-            self.variants,
+            [self.variants[i] for i in indices],
         )
+
+    def arrays(self, tensor: int) -> tuple[Any, ...]:
+        """Return the parameter of a tensor and the slots that it has."""
+        return (self.params[tensor], *(self.slots[tensor] or ()))
 
 
 class Plan(NamedTuple):
     """The tables that stay while the tensors do, and the layout of those that change.
 
     Attributes:
-        tensors: one record per piece: addresses of parameter and slots, row of scalars, variant.
+        tensors: one record per span: addresses of parameter and slots, variant.
         chunks: one record per chunk.
-        scalars: one record per row, refilled each step.
         kinds: the distinct variants, in the order in which ``tensors`` counts them.
     """
 
     tensors: np.ndarray[Any, Any]
     chunks: np.ndarray[Any, Any]
-    scalars: np.ndarray[Any, Any]
     kinds: list[Any]
 
 
-def tensor_record(rule: type[Rule]) -> np.dtype[Any]:
+def tensor_record(rule: Rule) -> np.dtype[Any]:
     """Return the record type of ``Tensor`` for a rule."""
-    return np.dtype([("array", "u8", (1 + len(rule.slots),)), ("rule", "i4"), ("variant", "i4")])
+    return np.dtype([("array", "u8", (1 + rule.width,)), ("variant", "i8")])
 
 
-def scalar_record(rule: type[Rule], dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the record type of a rule's functor: its scalars, in order."""
-    return np.dtype([(name, dtype) for name in rule.Scalars._fields])
+def row_fields(rule: Rule) -> tuple[str, ...]:
+    """Return the names of the scalars of a row: the frame's, then the rule's."""
+    return (*FrameScalars._fields, *rule.Scalars._fields)
 
 
-class Piece(NamedTuple):
+def row_record(rule: Rule, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the record type of a row of scalars: ``Row`` of the kernel."""
+    return np.dtype([(name, dtype) for name in row_fields(rule)])
+
+
+class Span(NamedTuple):
     """Neighbouring elements of a tensor: ``size`` of them, from ``start`` on."""
 
     tensor: int
@@ -129,36 +111,36 @@ class Piece(NamedTuple):
     size: int
 
 
-def whole(work: Work) -> list[Piece]:
-    """Return every tensor as one piece."""
-    return [Piece(tensor, 0, param.size) for tensor, param in enumerate(work.params)]
+def whole(tensors: TensorGroup) -> list[Span]:
+    """Return every tensor as one span."""
+    return [Span(tensor, 0, param.size) for tensor, param in enumerate(tensors.params)]
 
 
-def windows(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
-    """Cut pieces into windows of at most ``capacity`` elements each, in order.
+def windows(spans: Sequence[Span], capacity: int) -> list[list[Span]]:
+    """Cut spans into windows of at most ``capacity`` elements each, in order.
 
-    A piece is cut at whole chunks, so that its parts are aligned as it was.
+    A span is cut at whole chunks, so that its parts are aligned as it was.
 
     Args:
-        pieces: what to cut.
+        spans: what to cut.
         capacity: at least :data:`CHUNK_ELEMENTS`.
 
     Example:
-        >>> windows([Piece(0, 0, 5), Piece(1, 0, 9000)], 8192)
+        >>> windows([Span(0, 0, 5), Span(1, 0, 9000)], 8192)
         ... # doctest: +NORMALIZE_WHITESPACE
-        [[Piece(tensor=0, start=0, size=5), Piece(tensor=1, start=0, size=4096)],
-         [Piece(tensor=1, start=4096, size=4904)]]
+        [[Span(tensor=0, start=0, size=5), Span(tensor=1, start=0, size=4096)],
+         [Span(tensor=1, start=4096, size=4904)]]
     """
-    result: list[list[Piece]] = []
+    result: list[list[Span]] = []
     room = 0
-    for tensor, first, size in pieces:
+    for tensor, first, size in spans:
         start, stop = first, first + size
         while start < stop:
             part = min(stop - start, room)
             if start + part < stop:
                 part -= part % CHUNK_ELEMENTS
             if part:
-                result[-1].append(Piece(tensor, start, part))
+                result[-1].append(Span(tensor, start, part))
                 start += part
                 room -= part
             else:
@@ -168,29 +150,27 @@ def windows(pieces: Sequence[Piece], capacity: int) -> list[list[Piece]]:
 
 
 def build(
-    work: Work,
-    pieces: Sequence[Piece],
+    tensors: TensorGroup,
+    spans: Sequence[Span],
     addresses: Sequence[Sequence[int]],
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Plan:
-    """Return the plan of some work.
+    """Return the plan of some tensors.
 
     Args:
-        work: the tensors.
-        pieces: the parts of them to step, each a tensor in the eyes of the kernel.
-        addresses: for each piece, of its parameter and then of its slots in use.
+        tensors: what to step.
+        spans: the parts of them, each a tensor in the eyes of the kernel.
+        addresses: for each span, of its parameter and then of its slots in use.
         chunk_elements: how many elements a chunk has, at most.
     """
-    kinds = sorted({work.variants[row] for row in work.row}, key=repr)
-    tensors = np.zeros(len(pieces), tensor_record(work.rule))
+    kinds = sorted(set(tensors.variants), key=repr)
+    number = {variant: position for position, variant in enumerate(kinds)}
+    records = np.zeros(len(spans), tensor_record(tensors.rule))
     for position, own in enumerate(addresses):
-        tensors["array"][position, : len(own)] = own
-    rows = [work.row[piece.tensor] for piece in pieces]
-    tensors["rule"] = rows
-    tensors["variant"] = [kinds.index(work.variants[row]) for row in rows]
-    sizes = np.array([piece.size for piece in pieces], np.int64)
-    scalars = np.zeros(len(work.variants), scalar_record(work.rule, work.dtype))
-    return Plan(tensors, cut(sizes, chunk_elements), scalars, kinds)
+        records["array"][position, : len(own)] = own
+    records["variant"] = [number[tensors.variants[span.tensor]] for span in spans]
+    sizes = np.array([span.size for span in spans], np.int64)
+    return Plan(records, cut(sizes, chunk_elements), kinds)
 
 
 def cut(sizes: npt.NDArray[np.int64], chunk_elements: int) -> np.ndarray[Any, Any]:
@@ -212,26 +192,35 @@ def cut(sizes: npt.NDArray[np.int64], chunk_elements: int) -> np.ndarray[Any, An
 
 
 def c_type(dtype: npt.DTypeLike) -> str:
-    """Return the C++ type that computes for a dtype."""
-    return "double" if np.dtype(dtype) == np.float64 else "float"
+    """Return the C++ type of elements of a dtype."""
+    return {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
 
 
-def functor(rule: type[Rule], variant: Any, dtype: npt.DTypeLike) -> str:
-    """Return the C++ type of a rule's variant, ``Adam<float, 0, 1, 0>`` for example.
+def functor(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> str:
+    """Return the C++ type of a rule's variant, ``Adam<float, 1>`` for example.
 
     A switch counts as the position of its value among its choices.
+
+    Args:
+        rule: the rule.
+        variant: the choice of its switches.
+        dtype: what it computes in.
     """
-    switches = [
-        str(_position(choices, getattr(variant, name))) for name, choices in rule.switches.items()
-    ]
+    switches = [str(_position(choices, getattr(variant, name))) for name, choices in rule.switches]
     return f"{rule.functor}<{', '.join([c_type(dtype), *switches])}>"
 
 
-def kernel_name(rule: type[Rule], kinds: Sequence[Any], dtype: npt.DTypeLike) -> str:
+def stored(rule: Rule, variant: Any, storage: Storage) -> str:
+    """Return the C++ type of a variant together with what its slots are stored as."""
+    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
+    slots = [c_type(dtype_of[name]) for name in rule.used_slots(variant)]
+    return f"Stored<{', '.join([functor(rule, variant, storage.compute), *slots])}>"
+
+
+def kernel_name(rule: Rule, kinds: Sequence[Any], storage: Storage) -> str:
     """Return the name expression of the kernel for some variants of a rule."""
-    types = ", ".join([c_type(dtype)] * 4)
-    functors = ", ".join(functor(rule, kind, dtype) for kind in kinds)
-    return f"fused_step<{types}, {functors}>"
+    types = [c_type(dtype) for dtype in (storage.compute, storage.param, storage.grad)]
+    return f"fused_step<{', '.join([*types, *(stored(rule, kind, storage) for kind in kinds)])}>"
 
 
 def common_layout(arrays: Sequence[Any]) -> int:

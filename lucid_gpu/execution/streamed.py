@@ -14,7 +14,7 @@ from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.cuda import THREADS, CudaExecutor, FusedLaunch, StridedLaunches
-from lucid_gpu.execution.plan import Piece, Plan, Work
+from lucid_gpu.execution.plan import Plan, Span, TensorGroup
 
 WINDOW_BYTES = 32 << 20
 """Device memory of a window, all slots together: enough that starting a copy costs next to nothing
@@ -23,7 +23,7 @@ beside the copy."""
 ALIGNMENT = 256
 """Bytes: of a slot's place in a window."""
 
-BERTHS = 3
+WINDOWS = 3
 """Windows on the device at a time: one is filled, one updated and one emptied."""
 
 
@@ -53,15 +53,15 @@ class StreamedExecutor(CudaExecutor):
         self._fused.arrive()
         return True
 
-    def _fused_launch(self, work: Work) -> _StreamedLaunch:
-        return _StreamedLaunch(work)
+    def _fused_launch(self, tensors: TensorGroup) -> _StreamedLaunch:
+        return _StreamedLaunch(tensors)
 
-    def _strided_launches(self, work: Work) -> StridedLaunches:
-        return _VisitingLaunches(work)
+    def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
+        return _VisitingLaunches(tensors)
 
 
-class _Berth(NamedTuple):
-    """Device memory for one window at a time, and events: how far that window has come."""
+class _Window(NamedTuple):
+    """Device memory for slots, and events: how far what visits it has come."""
 
     memory: Any
     filled: Any
@@ -78,10 +78,10 @@ class _Copy(NamedTuple):
     block: Any
 
 
-class _Load(NamedTuple):
-    """What a window brings to its berth, and which chunks the kernel then updates there."""
+class _Visit(NamedTuple):
+    """What comes to a window, and which chunks the kernel then updates there."""
 
-    berth: _Berth
+    window: _Window
     copies: list[_Copy]
     chunks: int
     blocks: int
@@ -90,122 +90,134 @@ class _Load(NamedTuple):
 class _StreamedLaunch(FusedLaunch):
     """A launch for each window of slots, between its way to the device and its way back."""
 
-    def __init__(self, work: Work) -> None:
-        self._arrays = work.params, work.slots  # what is under way does not outlive them
-        self._freights: list[tuple[_Berth, list[_Copy], int]] = []
-        super().__init__(work)
+    def __init__(self, tensors: TensorGroup) -> None:
+        self._cargo: list[tuple[_Window, list[_Copy], int]] = []
+        super().__init__(tensors)
         if self._plan is None:
             return
-        pieces = np.cumsum([0, *(pieces for *_, pieces in self._freights)])
-        bounds = np.searchsorted(self._plan.chunks["tensor"], pieces).tolist()
+        spans = np.cumsum([0, *(spans for *_, spans in self._cargo)])
+        bounds = np.searchsorted(self._plan.chunks["tensor"], spans).tolist()
         first, size = self._chunks.data.ptr, _plan.CHUNK.itemsize
-        self._loads = [
-            _Load(berth, copies, first + start * size, stop - start)
-            for (berth, copies, _), (start, stop) in zip(
-                self._freights, pairwise(bounds), strict=True
+        self._visits = [
+            _Visit(window, copies, first + start * size, stop - start)
+            for (window, copies, _), (start, stop) in zip(
+                self._cargo, pairwise(bounds), strict=True
             )
         ]
 
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
         """Take the gradients of the tensors at other addresses."""
         if self._plan is not None:
-            super().move_gradients(addresses[self._tensor] + self._offset)
+            own = addresses[self._tensor]
+            super().move_gradients(np.where(own == 0, own, own + self._offset))
+
+    def renew(self, tensor: int, arrays: Sequence[Any]) -> bool:  # noqa: ARG002 - as its base class
+        """Return that other arrays ask for other windows."""
+        return False
+
+    def _take_rows(self, row_of: npt.NDArray[np.int32]) -> None:
+        super()._take_rows(row_of[self._tensor])
 
     def _launch(self, stream: Any) -> None:
         """Launch all windows, without waiting for one."""
-        for berth, copies, chunks, blocks in self._loads:
-            self._up.wait_event(berth.emptied)
+        for window, copies, chunks, blocks in self._visits:
+            self._up.wait_event(window.emptied)
             for copy in copies:
                 copy.device.copy_from_host_async(copy.host, copy.nbytes, self._up)
-            berth.filled.record(self._up)
-            stream.wait_event(berth.filled)
+            window.filled.record(self._up)
+            stream.wait_event(window.filled)
             self._argument["chunks"] = chunks
             self._kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
-            berth.updated.record(stream)
-            self._down.wait_event(berth.updated)
+            window.updated.record(stream)
+            self._down.wait_event(window.updated)
             for copy in copies:
                 copy.device.copy_to_host_async(copy.host, copy.nbytes, self._down)
-            berth.emptied.record(self._down)
+            window.emptied.record(self._down)
 
     def arrive(self) -> None:
         """Wait until every window is back on the host."""
         if self._plan is not None:
             self._down.synchronize()
 
-    def _make_plan(self, work: Work) -> Plan:
-        """Return the plan in which the pieces of each window are tensors of their own."""
+    def _make_plan(self, tensors: TensorGroup) -> Plan:
+        """Return the plan in which the spans of each window are tensors of their own."""
         cuda = gpu.cupy().cuda
-        itemsize, slots = work.dtype.itemsize, max(1, *map(len, work.slots))
-        windows = _plan.windows(_plan.whole(work), WINDOW_BYTES // (slots * itemsize))
-        pieces = [piece for window in windows for piece in window]
-        self._tensor = np.array([piece.tensor for piece in pieces], np.intp)
-        self._offset = np.array([piece.start * itemsize for piece in pieces], np.uint64)
+        itemsize = max(dtype.itemsize for dtype in tensors.storage.slots)
+        slots = max(1, *(len(own or ()) for own in tensors.slots))
+        spans = [span for span in _plan.whole(tensors) if tensors.slots[span.tensor] is not None]
+        windows = _plan.windows(spans, WINDOW_BYTES // (slots * itemsize))
+        cut = [span for window in windows for span in window]
+        self._tensor = np.array([span.tensor for span in cut], np.intp)
+        grad_bytes = tensors.storage.grad.itemsize
+        self._offset = np.array([span.start * grad_bytes for span in cut], np.uint64)
 
-        most = max((sum(piece.size for piece in window) for window in windows), default=0)
+        most = max((sum(span.size for span in window) for window in windows), default=0)
         stride = -(-most * itemsize // ALIGNMENT) * ALIGNMENT
-        berths = [_make_berth(slots * stride) for _ in windows[:BERTHS]]
+        homes = [_make_window(slots * stride) for _ in windows[:WINDOWS]]
         self._up, self._down = (cuda.Stream(non_blocking=True) for _ in range(2))
         self._up.wait_event(cuda.get_current_stream().record())  # the memory may be in use till now
+        # What is under way does not outlive the arrays that it reads and writes.
+        self._arrays = tensors.params, tensors.slots
         weakref.finalize(self, self._down.synchronize).atexit = False
 
         addresses: list[list[int]] = []
         for number, window in enumerate(windows):
-            berth = berths[number % BERTHS]
-            places = [berth.memory.data + stride * slot for slot in range(slots)]
-            own, copies = _lay_out(work, window, places)
+            home = homes[number % WINDOWS]
+            places = [home.memory.data + stride * slot for slot in range(slots)]
+            own, copies = _lay_out(tensors, window, places)
             addresses += own
-            self._freights.append((berth, copies, len(window)))
-        return _plan.build(work, pieces, addresses)
+            self._cargo.append((home, copies, len(window)))
+        return _plan.build(tensors, cut, addresses)
 
 
 class _VisitingLaunches(StridedLaunches):
     """The slots of one tensor after the other, as a whole, while the host waits."""
 
     def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
-        home = device_of(self._work.params[i])
+        home = device_of(self._tensors.params[i])
         visitors = [transfer.copy(slot, home) for slot in slots]
         super()._update(i, scalars, visitors)
         for slot, visitor in zip(slots, visitors, strict=True):
             transfer.copy_into(slot, visitor)
 
 
-def _make_berth(nbytes: int) -> _Berth:
+def _make_window(nbytes: int) -> _Window:
     cp = gpu.cupy()
     events = (cp.cuda.Event(disable_timing=True) for _ in range(3))
-    return _Berth(cp.empty(nbytes, np.uint8), *events)
+    return _Window(cp.empty(nbytes, np.uint8), *events)
 
 
 def _lay_out(
-    work: Work, window: Sequence[Piece], places: Sequence[Any]
+    tensors: TensorGroup, window: Sequence[Span], places: Sequence[Any]
 ) -> tuple[list[list[int]], list[_Copy]]:
-    """Lay the pieces of a window side by side in its berth.
+    """Lay spans side by side in a window.
 
     Args:
-        work: the tensors.
-        window: the pieces.
-        places: where in the berth each slot begins.
+        tensors: the tensors.
+        window: the spans.
+        places: where in its memory each slot begins.
 
     Returns:
-        For each piece, the addresses of its parameter and slots on the device; and the copies,
-        one for all pieces that are neighbours in one block of host memory.
+        For each span, the addresses of its parameter and slots on the device; and the copies,
+        one for all spans that are neighbours in one block of host memory.
     """
-    itemsize = work.dtype.itemsize
+    param_bytes = tensors.storage.param.itemsize
     addresses: list[list[int]] = []
     copies: list[list[_Copy]] = [[] for _ in places]
-    offset = 0
+    taken = 0
     for tensor, start, size in window:
-        skipped, nbytes = start * itemsize, size * itemsize
-        own = [address(work.params[tensor]) + skipped]
-        for slot, place, made in zip(work.slots[tensor], places, copies, strict=False):
-            at = place + offset
-            host = address(slot) + skipped
+        own = [address(tensors.params[tensor]) + start * param_bytes]
+        for slot, place, made in zip(tensors.slots[tensor] or (), places, copies, strict=False):
+            itemsize = slot.dtype.itemsize
+            at, nbytes = place + taken * itemsize, size * itemsize
+            host = address(slot) + start * itemsize
             own.append(int(at.ptr))
             if made and _is_next(made[-1], at, host, slot.base):
                 made[-1] = made[-1]._replace(nbytes=made[-1].nbytes + nbytes)
             else:
                 made.append(_Copy(at, host, nbytes, slot.base))
         addresses.append(own)
-        offset += nbytes
+        taken += size
     return addresses, [copy for made in copies for copy in made]
 
 

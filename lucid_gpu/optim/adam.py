@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from lucid_gpu.optim.core import checks
-from lucid_gpu.optim.core.fused import DECAYS, FusedOptimizer, decay_kind
+from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
 
 
 class Adam(FusedOptimizer):
     r"""Adaptive moment estimation.
 
     With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`), at the
-    :math:`t`-th step of a parameter::
+    :math:`t`-th step of a parameter, after ``θ ← θ(1 − ηλ)`` with decoupled decay::
 
         m ← m + (1 − β1)(g − m)
         v ← β2·v + ((1 − β2)·g)·g
         d = sqrt(v) / sqrt(1 − β2ᵗ) + ε
-        θ ← θ(1 − ηλ)                          decoupled decay only
         θ ← θ − ((η / (1 − β1ᵗ)) · m) / d
 
     ``amsgrad=True`` keeps the largest bias-corrected second moment: ``v̂ ← max(v̂, v / (1 − β2ᵗ))``
@@ -41,8 +40,7 @@ class Adam(FusedOptimizer):
         amsgrad: False, True or ``"raw"``.
         decoupled_weight_decay: True decays the parameter itself, as :class:`AdamW` does, instead
             of adding λθ to the gradient.
-        maximize: True follows the gradient upwards.
-        state_device: ``"host"`` keeps the state in host memory; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -65,17 +63,12 @@ class Adam(FusedOptimizer):
     kernel = "adam"
     functor = "Adam"
     slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    switches = {  # noqa: RUF012 - declared by the base class
-        "amsgrad": (False, True, "raw"),
-        "decay": DECAYS,
-        "maximize": (False, True),
-    }
+    switches = {"amsgrad": (False, True, "raw")}  # noqa: RUF012 - declared by the base class
     scratch = 2
 
     class Scalars(NamedTuple):
         """Constants of one step."""
 
-        weight_decay: float
         c1: float
         beta2: float
         c2: float
@@ -94,8 +87,7 @@ class Adam(FusedOptimizer):
         amsgrad: bool | str = False,
         *,
         decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        state_device: str | None = None,
+        **frame: Unpack[FrameOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -104,54 +96,40 @@ class Adam(FusedOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
         }
-        super().__init__(params, defaults, state_device)
+        super().__init__(params, defaults, **frame)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
         checks.nonnegative(options, "lr", "eps", "weight_decay")
         checks.decay_rates(options, "betas", 2)
         checks.one_of(options, "amsgrad", self.switches["amsgrad"])
-        checks.switches(options, "decoupled_weight_decay", "maximize")
+        checks.switches(options, "decoupled_weight_decay")
 
     @staticmethod
     def variant(options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the choice of each switch."""
-        return {
-            "amsgrad": options["amsgrad"],
-            "decay": decay_kind(options),
-            "maximize": options["maximize"],
-        }
+        return {"amsgrad": options["amsgrad"]}
 
     @staticmethod
-    def used_slots(variant: Any) -> int:
-        """Return 3 with amsgrad, else 2."""
-        return 3 if variant.amsgrad else 2
+    def used_slots(variant: Any) -> tuple[str, ...]:
+        """Return all slots with amsgrad, else the two moments."""
+        return Adam.slots if variant.amsgrad else Adam.slots[:2]
 
-    @classmethod
-    def scalars(cls, options: Mapping[str, Any], step: int) -> Scalars:
+    @staticmethod
+    def scalars(options: Mapping[str, Any], t: int) -> Adam.Scalars:
         """Return the constants of a step."""
         lr, (beta1, beta2), eps = options["lr"], options["betas"], options["eps"]
-        decay = options["weight_decay"]
-        if options["decoupled_weight_decay"]:
-            decay = 1 - lr * decay
         c1, c2 = 1 - beta1, 1 - beta2
-        correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+        correction1, correction2 = 1 - beta1**t, 1 - beta2**t
         step_size, root2 = lr / correction1, math.sqrt(correction2)
-        return cls.Scalars(decay, c1, beta2, c2, step_size, correction2, root2, eps)
+        return Adam.Scalars(c1, beta2, c2, step_size, correction2, root2, eps)
 
     @staticmethod
     def update(
         k: Scalars, variant: Any, /, param: Any, g: Any, m: Any, v: Any, v_max: Any, a: Any, b: Any
     ) -> None:
         """Update a block in place; ``a`` and ``b`` are scratch."""
-        if variant.maximize:
-            g = np.negative(g, out=a)
-        if variant.decay == "l2":
-            np.multiply(k.weight_decay, param, out=b)
-            g = np.add(g, b, out=a)
-
         np.subtract(g, m, out=b)
         b *= k.c1
         m += b
@@ -175,8 +153,6 @@ class Adam(FusedOptimizer):
         d += k.eps
         np.multiply(k.step_size, m, out=a)
         a /= d
-        if variant.decay == "decoupled":
-            param *= k.weight_decay
         param -= a
 
 
@@ -204,8 +180,7 @@ class AdamW(Adam):
         amsgrad: bool | str = False,
         *,
         decoupled_weight_decay: bool = True,
-        maximize: bool = False,
-        state_device: str | None = None,
+        **frame: Unpack[FrameOptions],
     ) -> None:
         super().__init__(
             params,
@@ -215,6 +190,5 @@ class AdamW(Adam):
             weight_decay,
             amsgrad,
             decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            state_device=state_device,
+            **frame,
         )

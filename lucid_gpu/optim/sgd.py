@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from lucid_gpu.optim.core import checks
-from lucid_gpu.optim.core.fused import DECAYS, FusedOptimizer, decay_kind
+from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
 
 
 class SGD(FusedOptimizer):
     r"""Stochastic gradient descent, with momentum, Nesterov's variant and weight decay.
 
-    With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`)::
+    With the gradient :math:`g` (negated for ``maximize``; with L2 decay :math:`g + λθ`), after
+    ``θ ← θ(1 − ηλ)`` with decoupled decay::
 
-        b ← g                                  at the first step of a parameter; see dampen_first
+        b ← g                                  at the first step with momentum; see dampen_first
         b ← μ·b + (1 − τ)·g                    from then on
-        θ ← θ(1 − ηλ)                          decoupled decay only
         θ ← θ − η·b                            nesterov: θ ← θ − η·(g + μ·b)
 
     Without momentum there is no ``b`` and ``θ ← θ − η·g``.
@@ -31,15 +31,13 @@ class SGD(FusedOptimizer):
             of any shape.
         lr: the learning rate η ≥ 0.
         momentum: μ ≥ 0.
-        dampening: τ, a finite number.
+        dampening: τ, a finite number; None stands for μ, so that b is a moving average.
         weight_decay: λ ≥ 0.
         nesterov: True looks ahead along the momentum; needs ``momentum`` > 0 and no dampening.
         decoupled_weight_decay: True decays the parameter itself instead of adding λθ to the
             gradient.
-        maximize: True follows the gradient upwards.
-        dampen_first: True starts from ``b = 0`` and dampens the first gradient like the others,
-            so that with ``dampening=momentum`` b is a moving average: ``b ← μ·b + (1 − μ)·g``.
-        state_device: ``"host"`` keeps the state in host memory; see :class:`FusedOptimizer`.
+        dampen_first: True starts from ``b = 0`` and dampens the first gradient like the others.
+        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -61,17 +59,12 @@ class SGD(FusedOptimizer):
     kernel = "sgd"
     functor = "SGD"
     slots = ("momentum_buffer",)
-    switches = {  # noqa: RUF012 - declared by the base class
-        "momentum": ("none", "heavy_ball", "nesterov"),
-        "decay": DECAYS,
-        "maximize": (False, True),
-    }
+    switches = {"momentum": ("none", "heavy_ball", "nesterov")}  # noqa: RUF012 - of the base class
     scratch = 2
 
     class Scalars(NamedTuple):
         """Constants of one step."""
 
-        weight_decay: float
         momentum: float
         damping: float
         lr: float
@@ -81,14 +74,13 @@ class SGD(FusedOptimizer):
         params: Any,
         lr: float = 1e-3,
         momentum: float = 0.0,
-        dampening: float = 0.0,
+        dampening: float | None = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
         decoupled_weight_decay: bool = False,
-        maximize: bool = False,
         dampen_first: bool = False,
-        state_device: str | None = None,
+        **frame: Unpack[FrameOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -97,16 +89,16 @@ class SGD(FusedOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
             "dampen_first": dampen_first,
         }
-        super().__init__(params, defaults, state_device)
+        super().__init__(params, defaults, **frame)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
         checks.nonnegative(options, "lr", "momentum", "weight_decay")
-        checks.finite(options, "dampening")
-        checks.switches(options, "nesterov", "decoupled_weight_decay", "maximize", "dampen_first")
+        if options["dampening"] is not None:
+            checks.finite(options, "dampening")
+        checks.switches(options, "nesterov", "decoupled_weight_decay", "dampen_first")
         if options["nesterov"] and not (options["momentum"] > 0 and options["dampening"] == 0):
             raise ValueError(
                 "nesterov needs momentum > 0 and dampening 0, not "
@@ -117,36 +109,29 @@ class SGD(FusedOptimizer):
     def variant(options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the choice of each switch."""
         momentum = "nesterov" if options["nesterov"] else "heavy_ball"
-        return {
-            "momentum": momentum if options["momentum"] else "none",
-            "decay": decay_kind(options),
-            "maximize": options["maximize"],
-        }
+        return {"momentum": momentum if options["momentum"] else "none"}
 
     @staticmethod
-    def used_slots(variant: Any) -> int:
-        """Return 1 with momentum, else 0."""
-        return 0 if variant.momentum == "none" else 1
+    def used_slots(variant: Any) -> tuple[str, ...]:
+        """Return the buffer if there is momentum."""
+        return () if variant.momentum == "none" else SGD.slots
 
-    @classmethod
-    def scalars(cls, options: Mapping[str, Any], step: int) -> Scalars:
-        """Return the constants of a step. At the first, b = 0 and 1 − τ counts as 1: b ← g."""
-        lr, decay, momentum = options["lr"], options["weight_decay"], options["momentum"]
-        if options["decoupled_weight_decay"]:
-            decay = 1 - lr * decay
-        is_damped = step > 1 or options["dampen_first"]
-        damping = 1 - options["dampening"] if is_damped else 1.0
-        return cls.Scalars(decay, momentum, damping, lr)
+    @staticmethod
+    def scalars(options: Mapping[str, Any], t: int) -> SGD.Scalars:  # noqa: ARG004 - others' do
+        """Return the constants of a step."""
+        momentum, dampening = options["momentum"], options["dampening"]
+        damping = 1 - (momentum if dampening is None else dampening)
+        return SGD.Scalars(momentum, damping, options["lr"])
+
+    @staticmethod
+    def first_scalars(options: Mapping[str, Any], t: int) -> SGD.Scalars:
+        """Return the constants of the step for which b was made: 1 − τ counts as 1, so b ← g."""
+        scalars = SGD.scalars(options, t)
+        return scalars if options["dampen_first"] else scalars._replace(damping=1.0)
 
     @staticmethod
     def update(k: Scalars, variant: Any, /, param: Any, g: Any, b: Any, s: Any, t: Any) -> None:
         """Update a block in place; ``s`` and ``t`` are scratch."""
-        if variant.maximize:
-            g = np.negative(g, out=s)
-        if variant.decay == "l2":
-            np.multiply(k.weight_decay, param, out=t)
-            g = np.add(g, t, out=s)
-
         if variant.momentum != "none":
             b *= k.momentum
             np.multiply(k.damping, g, out=t)
@@ -157,6 +142,4 @@ class SGD(FusedOptimizer):
             np.multiply(k.momentum, b, out=t)
             g = np.add(g, t, out=s)
         np.multiply(k.lr, g, out=t)
-        if variant.decay == "decoupled":
-            param *= k.weight_decay
         param -= t

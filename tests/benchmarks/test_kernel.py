@@ -1,6 +1,5 @@
 """The variations of the kernel that benchmarks compare."""
 
-import numpy as np
 import pytest
 
 from benchmarks.kernel import VARIATIONS, Variation
@@ -13,7 +12,7 @@ from tests.kernels.nvrtc import compile_kernels
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_each_compiles_without_spilling(name):
     variation = VARIATIONS[name]
-    kernel = plan.kernel_name(Adam, rules.variants(Adam)[:1], np.float32)
+    kernel = plan.kernel_name(Adam.rule, rules.variants(Adam)[:1], rules.storage(Adam, "float32"))
     (ptx,) = compile_kernels(variation.text(Adam), [kernel], "sm_90").values()
     assert f".maxntid {variation.threads}" in ptx
     assert ".local" not in ptx

@@ -38,8 +38,9 @@ def test_the_host_waits_only_when_it_is_a_whole_round_of_stages_ahead(emulated):
     assert emulated.record.synchronizations == 1
 
 
-def test_the_device_reads_the_stages_of_a_plan_that_was_replaced(emulated):
-    """As when another set of parameters has gradients at each step."""
+@pytest.mark.parametrize("replace", [False, True])
+def test_the_device_reads_the_stages_of_gradients_that_come_and_go(emulated, replace):
+    """Also of a plan that was replaced, as when a state was loaded."""
     params, twins = make("cuda:0", (4, 4)), make("cpu", (4, 4))
     optimizers = SGD(params, lr=1.0), SGD(twins, lr=1.0)
     emulated.lazy = True
@@ -48,6 +49,8 @@ def test_the_device_reads_the_stages_of_a_plan_that_was_replaced(emulated):
             grads = [param.grad for param in own]
             own[number % 2].grad = None
             optimizer.param_groups[0]["lr"] = 1.0 / (number + 1)
+            if replace:
+                optimizer.load_state_dict(optimizer.state_dict())
             optimizer.step()
             for param, grad in zip(own, grads, strict=True):
                 param.grad = grad
@@ -56,7 +59,7 @@ def test_the_device_reads_the_stages_of_a_plan_that_was_replaced(emulated):
 
 
 def replace_plan(optimizer, params, number):
-    params[number % 2].grad, params[1 - number % 2].grad = None, params[1 - number % 2].data
+    optimizer.state[params[0]]["step"] = number
     optimizer.step()
 
 
@@ -78,8 +81,10 @@ def test_tables_stay_while_another_stream_than_their_own_reads_them(emulated, is
             graph.launch(stream)
         else:
             optimizer.step()
-    fused = optimizer._roster.batches[0].executor._fused
-    memory = [weakref.ref(array) for array in (fused._chunks, fused._tensors, fused._table.device)]
+    fused = optimizer._prepared.parts[0].executor._fused
+    memory = [
+        weakref.ref(array) for array in (fused._chunks, fused._records.device, fused._table.device)
+    ]
     del fused
     optimizer._captured = None
     for number in range(2):
@@ -94,7 +99,7 @@ def test_tables_that_only_their_own_stream_reads_go_at_once(emulated):
     params = make("cuda:0", (4, 4))
     optimizer = SGD(params, lr=1.0)
     optimizer.step()
-    chunks = weakref.ref(optimizer._roster.batches[0].executor._fused._chunks)
+    chunks = weakref.ref(optimizer._prepared.parts[0].executor._fused._chunks)
     replace_plan(optimizer, params, 0)
     assert chunks() is None
 
@@ -108,7 +113,7 @@ def test_tables_of_a_stream_that_records_a_graph_stay_until_it_is_done(emulated)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         optimizer.step()
-        chunks = weakref.ref(optimizer._roster.batches[0].executor._fused._chunks)
+        chunks = weakref.ref(optimizer._prepared.parts[0].executor._fused._chunks)
     replace_plan(optimizer, params, 0)
     stream.begin_capture()
     tables.release_retired()

@@ -96,6 +96,6 @@ def installed() -> Iterator[Machine]:
 def _forget() -> None:
     """Clear what lucid_gpu remembers of CuPy."""
     lucid_gpu.device.gpu._probe.cache_clear()
-    lucid_gpu.execution.cuda._compiled.cache_clear()
+    lucid_gpu.execution.cuda._kernel.cache_clear()
     lucid_gpu.execution.cuda._elementwise.cache_clear()
     lucid_gpu.device.tables._retired.clear()

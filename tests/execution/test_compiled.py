@@ -7,22 +7,7 @@ from lucid_gpu import Parameter
 from lucid_gpu.execution import compiled, cpu
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
-
-OPTIONS = {
-    "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.9,
-    "decoupled_weight_decay": True, "dampening": 0.1, "dampen_first": True,
-}  # fmt: skip
-
-
-def arrays(rule, dtype, count=1003):
-    """Return parameter, gradient and slots, with zeros, infinities and denormal numbers in them."""
-    draw = np.random.default_rng(1)
-    own = [draw.standard_normal(count).astype(dtype) for _ in range(2)]
-    own += [np.abs(draw.standard_normal(count)).astype(dtype) for _ in rule.slots]
-    tiny = np.finfo(dtype).smallest_subnormal
-    own[0][:5] = 0, np.inf, -np.inf, tiny, -0.0
-    own[1][2:8] = 0, -0.0, tiny, np.inf, -tiny, np.nan
-    return own
+from tests.stepping import Tensor, steps
 
 
 @pytest.fixture
@@ -31,23 +16,25 @@ def asked(monkeypatch):
     monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
 
 
-@pytest.mark.usefixtures("asked")
+def extreme(dtype, count=1003):
+    """A tensor with zeros, infinities and denormal numbers in its values and gradients."""
+    values, *grads = np.random.default_rng(1).standard_normal((4, count)).astype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    values[:5] = 0, np.inf, -np.inf, tiny, -0.0
+    for grad in grads:
+        grad[2:8] = 0, -0.0, tiny, np.inf, -tiny, np.nan
+    return Tensor(values, grads, ("C", "C"))
+
+
+@pytest.mark.parametrize("dtype", rules.DTYPES)
 @pytest.mark.parametrize("case", rules.cases(), ids=lambda case: case.label)
-def test_compiled_code_agrees_with_numpy_to_the_bit(case):
-    rule, variant = case.rule, case.variant
-    dtype = np.dtype(np.float32)
-    scalars = rule.Scalars(
-        *(np.array(k, dtype) for k in rule.scalars({**OPTIONS, **case.options}, 3))
-    )
-    scratch = [np.empty(1003, dtype) for _ in range(rule.scratch)]
-    found, expected = arrays(rule, dtype), arrays(rule, dtype)
-    compiled.compiled_update(rule, variant, dtype)(scalars, variant, *found, *scratch)
-    with np.errstate(all="ignore"):
-        rule.update(scalars, variant, *expected, *scratch)
-    for ours, theirs in zip(found, expected, strict=True):
-        is_nan = np.isnan(theirs)
-        np.testing.assert_array_equal(np.isnan(ours), is_nan)
-        assert ours[~is_nan].tobytes() == theirs[~is_nan].tobytes()
+def test_compiled_code_agrees_with_numpy_to_the_bit(case, dtype, monkeypatch):
+    groups = [(case.options, [extreme(dtype)])]
+    expected = steps(case.rule, groups, "cpu")
+    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    for ours, theirs in zip(steps(case.rule, groups, "cpu"), expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def trained(dtype=np.float32, shapes=((70000,), (5,), (), (3, 4), (0,))):
@@ -99,9 +86,7 @@ def test_blocks_larger_than_scratch_are_the_same_to_the_bit_aligned_or_not(monke
 
 
 def test_it_is_not_used_unless_asked_for():
-    assert (
-        compiled.compiled_update(Adam, Adam.Variant(False, "none", False), np.dtype("f4")) is None
-    )
+    assert compiled.compiled_update(Adam.rule, Adam.Variant(False), np.dtype("f4")) is None
 
 
 @pytest.mark.usefixtures("asked")
@@ -136,15 +121,10 @@ def test_an_unknown_mode_is_an_error_that_lists_the_known(monkeypatch):
 
 @pytest.mark.usefixtures("asked")
 def test_elements_that_are_not_aligned_are_left_to_numpy():
-    dtype = np.dtype(np.float32)
-    variant = SGD.Variant("none", "none", False)
-    param = np.zeros(401, np.uint8)[1:].view(np.float32)
-    scalars = SGD.Scalars(*(np.array(k, dtype) for k in (0, 0, 1, 0.5)))
-    scratch = np.empty((2, 100), dtype)
-    compiled.compiled_update(SGD, variant, dtype)(
-        scalars, variant, param, np.ones(100, dtype), None, *scratch
-    )
-    assert param.tolist() == [-0.5] * 100
+    param = Parameter(np.zeros(401, np.uint8)[1:].view(np.float32))
+    param.grad = np.ones(100, np.float32)
+    SGD([param], lr=0.5).step()
+    assert param.data.tolist() == [-0.5] * 100
 
 
 @pytest.mark.usefixtures("asked")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lucid_gpu import Parameter
 from lucid_gpu.execution import cpu
 from lucid_gpu.execution.cpu import CpuExecutor, thread_count
-from lucid_gpu.execution.plan import Work
+from lucid_gpu.execution.plan import TensorGroup
+from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
 from lucid_gpu.optim import Adam
 
 LENIENT = settings(
@@ -25,39 +26,42 @@ LENIENT = settings(
 )
 
 
-class Count:
+class Scalars(NamedTuple):
+    amount: float
+
+
+def counting(at_block=lambda param: None):
     """A rule that adds a constant, and what to do at each block besides."""
 
-    class Scalars(NamedTuple):
-        amount: float
-
-    slots = ()
-    scratch = 1
-    at_block = staticmethod(lambda param: None)
-
-    @staticmethod
-    def used_slots(variant):
-        return 0
-
-    @classmethod
-    def update(cls, k, variant, /, param, grad, scratch):
-        cls.at_block(param)
+    def update(k, variant, /, param, grad, scratch):
+        at_block(param)
         assert param.shape == grad.shape == scratch.shape
         np.add(param, k.amount, out=scratch)
         param[...] = scratch
 
-
-def count_into(params, rule=Count):
-    work = Work(
-        rule,
-        params[0].dtype,
-        params,
-        [np.zeros_like(param) for param in params],
-        [()] * len(params),
-        [0] * len(params),
-        [None],
+    return Rule(
+        kernel="none",
+        functor="Count",
+        slots=(),
+        switches=(),
+        Variant=tuple,
+        Scalars=Scalars,
+        scalars=None,
+        first_scalars=None,
+        used_slots=lambda variant: (),
+        update=update,
+        scratch=1,
     )
-    CpuExecutor(work).run([rule.Scalars(1.0)])
+
+
+def count_into(params, rule=None):
+    dtype = params[0].dtype
+    count = len(params)
+    tensors = TensorGroup(
+        rule or counting(), Storage(dtype, dtype, ()), params, [()] * count, [()] * count
+    )
+    executor = CpuExecutor(tensors, [np.zeros_like(param) for param in params])
+    executor.run([(*FrameScalars(), 1.0)], np.zeros(count, np.int32))
 
 
 @pytest.fixture
@@ -97,11 +101,10 @@ def test_every_element_is_updated_once(small_blocks, monkeypatch, shapes, layout
 def test_a_block_stays_in_the_cache(small_blocks):
     sizes = []
 
-    class Rule(Count):
-        at_block = staticmethod(lambda param: sizes.append(param.size))
-
     strided = np.zeros((30, 10))[:, ::2]
-    count_into([np.zeros(50), strided, np.zeros((3, 3))], Rule)
+    count_into(
+        [np.zeros(50), strided, np.zeros((3, 3))], counting(lambda param: sizes.append(param.size))
+    )
     assert max(sizes) <= 8
 
 
@@ -139,10 +142,7 @@ def test_the_result_does_not_depend_on_blocks(elements, monkeypatch):
 def test_threads_run_at_the_same_time(two_threads, small_blocks):
     meeting = threading.Barrier(2, timeout=30)
 
-    class Rule(Count):
-        at_block = staticmethod(lambda param: meeting.wait())
-
-    count_into([np.zeros(64)], Rule)
+    count_into([np.zeros(64)], counting(lambda param: meeting.wait()))
 
 
 def test_an_error_in_a_worker_surfaces(two_threads, small_blocks):
@@ -154,11 +154,8 @@ def test_an_error_in_a_worker_surfaces(two_threads, small_blocks):
         if threading.current_thread() is not caller:
             raise ZeroDivisionError("in a worker")
 
-    class Rule(Count):
-        at_block = staticmethod(fail_elsewhere)
-
     with pytest.raises(ZeroDivisionError, match="in a worker"):
-        count_into([np.zeros(16)], Rule)
+        count_into([np.zeros(16)], counting(fail_elsewhere))
 
 
 def test_overflow_passes_as_it_does_on_a_gpu():

@@ -35,7 +35,7 @@ def set_gradients(params, seed):
 
 
 def row_bytes(rule):
-    return np.dtype(np.float32).itemsize * len(rule.Scalars._fields)
+    return np.dtype(np.float32).itemsize * len(plan.row_fields(rule.rule))
 
 
 def groups_of_one(params):

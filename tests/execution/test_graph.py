@@ -27,12 +27,12 @@ def capture(optimizer):
     return graph, stream
 
 
-def replay(optimizer, graph, stream):
+def replay(optimizer, graph, stream, **options):
     import cupy
 
     cupy.cuda.get_current_stream().synchronize()  # which gradients were written on
     with stream:
-        optimizer.before_replay()
+        optimizer.before_replay(**options)
         graph.launch(stream)
     stream.synchronize()
 
@@ -88,16 +88,35 @@ def test_replays_read_gradients_that_were_refilled_in_place(accelerator):
     np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
-def test_replays_read_gradients_that_moved(accelerator):
+def test_replays_read_gradients_that_moved_if_told_to(accelerator):
     (param,), (twin,) = make(accelerator, (4,)), make("cpu", (4,))
     optimizer, other = SGD([param], lr=1.0), SGD([twin], lr=1.0)
     graph, stream = capture(optimizer)
     other.step()
     for one in (param, twin):
         set_gradients([one], 3)
-    replay(optimizer, graph, stream)
+    replay(optimizer, graph, stream, gradients="current")
     other.step()
     np.testing.assert_array_equal(param.numpy(), twin.numpy())
+
+
+def test_a_replay_refuses_a_gradient_that_the_graph_does_not_write(accelerator):
+    (param,) = make(accelerator, (4,))
+    optimizer = SGD([param], lr=1.0)
+    graph, stream = capture(optimizer)
+    captured = param.grad
+    set_gradients([param], 3)
+    with pytest.raises(RuntimeError, match=r"'0\.0' has another gradient than when the step was"):
+        optimizer.before_replay()
+    assert optimizer.state[param]["step"] == 1
+    param.grad = captured
+    replay(optimizer, graph, stream)
+    assert optimizer.state[param]["step"] == 2
+
+
+def test_which_gradients_a_replay_reads_is_one_of_two(accelerator):
+    with pytest.raises(ValueError, match=r"gradients must be one of .* not 'new'"):
+        SGD(make(accelerator, (4,))).before_replay(gradients="new")
 
 
 def test_ordinary_steps_may_come_between_replays(accelerator):

@@ -100,6 +100,6 @@ def test_a_step_lets_go_of_its_gradients():
         param.grad = np.ones_like(param.data)
     optimizer = SGD(params)
     optimizer.step()
-    (executor,) = [batch.executor for batch in optimizer._roster.batches]
+    (executor,) = [part.executor for part in optimizer._prepared.parts]
     assert len(executor._grads) == 0
     assert executor.needs_gradients

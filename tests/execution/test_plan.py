@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lucid_gpu.execution import cuda, plan
-from lucid_gpu.execution.plan import Work, common_layout, cut
+from lucid_gpu.execution.plan import TensorGroup, common_layout, cut
+from lucid_gpu.execution.rule import FrameScalars, Storage
 from lucid_gpu.execution.sources import joined
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
@@ -37,49 +38,54 @@ def test_chunks_count_beyond_32_bits():
     assert int(own["count"].sum(dtype=np.int64)) == 2**33 + 5
 
 
-def work_of(rule, variants, row, sizes):
+def group_of(rule, variants, sizes):
     params = [np.zeros(size, np.float32) for size in sizes]
     slots = [
-        tuple(np.zeros_like(param) for _ in range(rule.used_slots(variants[r])))
-        for param, r in zip(params, row, strict=True)
+        tuple(np.zeros_like(param) for _ in rule.used_slots(variant))
+        for param, variant in zip(params, variants, strict=True)
     ]
-    return Work(rule, np.dtype(np.float32), params, params, slots, row, variants)
+    return TensorGroup(rule.rule, rules.storage(rule, "float32"), params, slots, list(variants))
 
 
-def test_each_tensor_has_its_addresses_row_and_variant():
-    variants = [rules.variants(Adam)[i] for i in (1, 8, 1)]
-    work = work_of(Adam, variants, [2, 0, 1], [5, 0, 7])
-    own = plan.build(work, plan.whole(work), [[10, 11, 12], [20, 21, 22], [30, 31, 32, 33]])
-    assert [own.kinds[record["variant"]] for record in own.tensors] == [
-        variants[2],
-        variants[0],
-        variants[1],
-    ]
+def test_each_tensor_has_its_addresses_and_variant():
+    plain, _, raw = rules.variants(Adam)
+    tensors = group_of(Adam, [plain, plain, raw], [5, 0, 7])
+    own = plan.build(tensors, plan.whole(tensors), [[10, 11, 12], [20, 21, 22], [30, 31, 32, 33]])
+    assert [own.kinds[record["variant"]] for record in own.tensors] == [plain, plain, raw]
     assert len(own.kinds) == 2
-    assert own.tensors["rule"].tolist() == [2, 0, 1]
     assert own.tensors["array"].tolist() == [[10, 11, 12, 0], [20, 21, 22, 0], [30, 31, 32, 33]]
     assert own.chunks["tensor"].tolist() == [0, 2]
-    assert len(own.scalars) == 3
 
 
 def test_variants_that_no_tensor_takes_are_not_compiled():
-    variants = rules.variants(SGD)[:3]
-    work = work_of(SGD, variants, [1], [4])
-    assert plan.build(work, plan.whole(work), [[1]]).kinds == [variants[1]]
+    variant = rules.variants(SGD)[1]
+    tensors = group_of(SGD, [variant], [4])
+    assert plan.build(tensors, plan.whole(tensors), [[1]]).kinds == [variant]
 
 
 def test_a_switch_counts_as_the_position_of_its_choice():
-    variant = Adam.Variant(amsgrad=True, decay="decoupled", maximize=False)
-    assert plan.functor(Adam, variant, "float32") == "Adam<float, 1, 2, 0>"
-    assert plan.functor(Adam, variant._replace(amsgrad="raw"), "f8") == "Adam<double, 2, 2, 0>"
+    variant = Adam.Variant(amsgrad=True)
+    assert plan.functor(Adam.rule, variant, "float32") == "Adam<float, 1>"
+    assert plan.functor(Adam.rule, variant._replace(amsgrad="raw"), "f8") == "Adam<double, 2>"
 
 
-def test_selecting_tensors_keeps_the_rows():
-    work = work_of(SGD, rules.variants(SGD)[:2], [0, 1, 0], [1, 2, 3])
-    chosen = work.select(np.array([2, 1]))
+def test_a_kernel_is_named_by_what_computes_and_by_what_each_array_is_stored_as():
+    single, double = np.dtype("f4"), np.dtype("f8")
+    storage = Storage(single, double, (single, double, single))
+    plain, _, raw = rules.variants(Adam)
+    assert plan.kernel_name(Adam.rule, [plain, raw], storage) == (
+        "fused_step<float, float, double, Stored<Adam<float, 0>, float, double>, "
+        "Stored<Adam<float, 2>, float, double, float>>"
+    )
+
+
+def test_selecting_tensors_keeps_their_arrays_and_variants():
+    heavy, none = rules.variants(SGD)[1], rules.variants(SGD)[0]
+    tensors = group_of(SGD, [none, heavy, none], [1, 2, 3])
+    chosen = tensors.select(np.array([2, 1]))
     assert [param.size for param in chosen.params] == [3, 2]
-    assert chosen.row == [0, 1]
-    assert chosen.variants is work.variants
+    assert chosen.variants == [none, heavy]
+    assert [len(slots) for slots in chosen.slots] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -113,25 +119,35 @@ def layout_claims(record, struct):
 @every_rule
 def test_records_lie_as_the_structs_of_the_kernel(rule):
     compiles(rule, layout_claims(plan.CHUNK, "Chunk"))
-    compiles(rule, layout_claims(plan.tensor_record(rule), f"Tensor<{len(rule.slots)}>"))
-    compiles(rule, layout_claims(plan.ARGUMENT, f"Argument<{len(rule.slots)}>"))
+    width = rule.rule.width
+    compiles(rule, layout_claims(plan.tensor_record(rule.rule), f"Tensor<{width}>"))
+    compiles(rule, layout_claims(plan.ARGUMENT, f"Argument<{width}>"))
     compiles(rule, [f"kThreads == {cuda.THREADS}"])
 
 
 @every_rule
 @every_dtype
-def test_scalars_lie_as_the_members_of_the_functor(rule, dtype):
-    functor = f"decltype({plan.functor(rule, rules.variants(rule)[-1], dtype)}{{}})"
-    compiles(rule, layout_claims(plan.scalar_record(rule, dtype), functor))
+def test_scalars_lie_as_the_members_of_a_row(rule, dtype):
+    functor = plan.functor(rule.rule, rules.variants(rule)[-1], dtype)
+    row = f"Row<{functor}, {plan.c_type(dtype)}>"
+    record = plan.row_record(rule.rule, dtype)
+    claims = [f"(sizeof({row})) == {record.itemsize}"]
+    members = [f"frame.{name}" for name in FrameScalars._fields]
+    members += [f"rule.{name}" for name in rule.Scalars._fields]
+    for name, member in zip(record.names, members, strict=True):
+        claims.append(
+            f"(__builtin_offsetof(decltype({row}{{}}), {member})) == {record.fields[name][1]}"
+        )
+    compiles(rule, claims)
 
 
 @every_rule
 def test_used_slots_are_those_of_the_functor(rule):
     claims = []
     for variant in rules.variants(rule):
-        functor = plan.functor(rule, variant, "float32")
-        claims.append(f"({functor}::used) == {rule.used_slots(variant)}")
-        claims.append(f"({functor}::slots) == {len(rule.slots)}")
+        functor = plan.functor(rule.rule, variant, "float32")
+        claims.append(f"({functor}::used) == {len(rule.used_slots(variant))}")
+        claims.append(f"({functor}::slots) == {rule.rule.width}")
     compiles(rule, claims)
 
 

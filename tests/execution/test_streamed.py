@@ -118,7 +118,7 @@ def test_the_device_holds_no_more_than_a_few_windows(emulated, monkeypatch):
     empty = cupy.empty
     monkeypatch.setattr(cupy, "empty", lambda *args: sizes.append(args[0]) or empty(*args))
     Adam(params, state_device="host").step()
-    assert sizes == [3 * SMALLEST_WINDOW] * streamed.BERTHS
+    assert sizes == [3 * SMALLEST_WINDOW] * streamed.WINDOWS
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -241,5 +241,5 @@ def test_the_first_copy_comes_after_what_the_memory_may_have_been_used_for(emula
     stream = emulated.default_stream(0)
     stream.submit(lambda: done.append(True))
     optimizer.step()
-    optimizer._roster.streamed[0]._fused._up.drain()
+    optimizer._prepared.streamed[0]._fused._up.drain()
     assert done

@@ -152,8 +152,8 @@ def test_plans_that_are_replaced_while_the_device_is_behind_are_read_in_time(cp,
 
 @pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
 def test_float_kernels_of_the_default_options_spill_nothing(cp, rule):
-    variant = next(iter(rules.option_sets(rule)))
-    kernel = cuda._compiled(rule, np.dtype(np.float32), (variant,), 0)
+    variant = next(iter(rules.option_sets(rule))).variant
+    kernel = cuda._compiled(rule.rule, rules.storage(rule, "float32"), (variant,), 0)
     assert kernel.local_size_bytes == 0
     assert kernel.max_threads_per_block >= cuda.THREADS
 
@@ -242,4 +242,4 @@ def test_a_step_with_its_state_on_the_host_needs_a_few_windows_of_device_memory(
     for _ in range(2):
         optimizer.step()
         grown = pool.used_bytes() - before
-        assert grown < streamed.BERTHS * streamed.WINDOW_BYTES + (4 << 20)
+        assert grown < streamed.WINDOWS * streamed.WINDOW_BYTES + (4 << 20)

@@ -24,8 +24,9 @@ pytestmark = [
 def fused(rule, dtype, architecture):
     """The PTX of each variant's kernel, and under None of one that mixes several."""
     kinds = {variant: [variant] for variant in rules.variants(rule)}
-    kinds[None] = rules.variants(rule)[::5]
-    names = {key: plan.kernel_name(rule, own, dtype) for key, own in kinds.items()}
+    kinds[None] = rules.variants(rule)[::2]
+    storage = rules.storage(rule, dtype)
+    names = {key: plan.kernel_name(rule.rule, own, storage) for key, own in kinds.items()}
     source = joined("rule", rule.kernel, "fused_step")
     ptx = compile_kernels(source, list(names.values()), architecture)
     return {key: ptx[name] for key, name in names.items()}
@@ -38,7 +39,7 @@ def per_variant(rule, dtype, architecture):
 
 def test_every_array_is_loaded_and_stored_16_bytes_at_a_time(rule, dtype, architecture):
     for variant, ptx in per_variant(rule, dtype, architecture):
-        slots = rule.used_slots(variant)
+        slots = len(rule.used_slots(variant))
         loads = len(re.findall(r"ld\.global\.cs\.v4\.[ub]32", ptx))
         stores = len(re.findall(r"st\.global\.cs\.v4\.[ub]32", ptx))
         unrolled, rest = divmod(loads, 2 + slots)
@@ -65,8 +66,8 @@ def test_floats_are_computed_in_float_and_doubles_in_double(rule, dtype, archite
 def test_the_text_for_strided_arrays_compiles(rule, dtype, architecture, emulated):
     texts = []
     for number, variant in enumerate(rules.variants(rule)):
-        kernel = cuda._elementwise(rule, np.dtype(dtype), variant)
-        texts.append(strided_kernel(f"strided_{number}", kernel, len(rule.Scalars._fields)))
+        kernel = cuda._elementwise(rule.rule, np.dtype(dtype), variant)
+        texts.append(strided_kernel(f"strided_{number}", kernel, len(plan.row_fields(rule.rule))))
     source = "\n".join([joined("rule", rule.kernel), *texts])
     ptx = compile_kernels(source, [f"strided_{n}" for n in range(len(texts))], architecture)
     assert all("fma" not in text for text in ptx.values())

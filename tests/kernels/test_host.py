@@ -77,7 +77,7 @@ def test_gradients_that_are_not_finite(case, dtype, accelerator, rng):
 @every_dtype
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_slots_that_are_not_finite(case, dtype, value, accelerator, rng):
-    used = case.rule.slots[: case.rule.used_slots(case.variant)]
+    used = case.rule.used_slots(case.variant)
     values, grads = rng.normal(size=(2, len(used), 9)).astype(dtype)
     results = []
     for device in (accelerator, "cpu"):
@@ -134,8 +134,8 @@ def test_a_chunk_that_starts_beyond_32_bits(emulated, monkeypatch):
         chunks["start"] += far
         return chunks
 
-    def build_near(work, pieces, addresses):
-        return build(work, pieces, [[address - shift for address in own] for own in addresses])
+    def build_near(tensors, spans, addresses):
+        return build(tensors, spans, [[address - shift for address in own] for own in addresses])
 
     cut, build = plan.cut, plan.build
     monkeypatch.setattr(plan, "cut", cut_far)

@@ -1,101 +1,118 @@
-"""explain: how a step will run, in words, without taking one."""
+"""explain: a prepared step in words."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lucid_gpu.device.arrays import as_array, device_of
+from lucid_gpu.device.arrays import as_array
 from lucid_gpu.execution import compiled, cpu, plan, streamed
 
 if TYPE_CHECKING:
-    from lucid_gpu.optim.core.fused import FusedOptimizer
+    from lucid_gpu.execution.rule import Rule
+    from lucid_gpu.optim.core.prepared import Part, PreparedStep
+    from lucid_gpu.optim.core.tensors import Tensor
 
 
-class Tensor(NamedTuple):
-    """A parameter that would step."""
+class _Stepping(NamedTuple):
+    """A tensor that has a gradient, and which of its arrays keep it from the one launch."""
 
-    name: str
-    size: int
-    variant: Any
+    tensor: Tensor
     strided: list[str]
-    """Which of its arrays keep it from being flattened together with the others."""
 
 
-def explain(optimizer: FusedOptimizer) -> str:
-    """Return how each device and dtype will step: launches, bytes, and slow paths with reasons.
+def described(name: str, step: PreparedStep) -> str:
+    """Return how each device and storage will step: launches, bytes, slow paths with reasons.
 
-    Raises:
-        TypeError: an option is of the wrong type.
-        ValueError: an option is out of bounds.
+    Args:
+        name: of the optimizer's class.
+        step: what it will do.
     """
-    batches: dict[tuple[str, Any], list[Tensor]] = {}
-    idle: list[str] = []
-    for group in optimizer.param_groups:
-        variant = optimizer.variant_of(group)
-        for param, name in zip(group["params"], group["param_names"], strict=True):
-            data, grad = as_array(param.data), as_array(param.grad)
-            if data is None or grad is None:
-                idle.append(name)
-                continue
-            used = optimizer.slots[: optimizer.used_slots(variant)]
-            kept = optimizer.state.get(param, {})
-            arrays = {"parameter": data, "gradient": grad}
-            arrays |= {slot: kept[slot] for slot in used if slot in kept}
-            tensor = Tensor(name, data.size, variant, _strided(arrays))
-            batches.setdefault((device_of(data), data.dtype), []).append(tensor)
-    lines = [
-        f"{type(optimizer).__name__}: one step of {sum(map(len, batches.values()))} parameters"
-    ]
-    for (device, dtype), tensors in batches.items():
-        lines += _batch_lines(optimizer, device, dtype, tensors)
+    count = int(step.has_gradient.sum())
+    lines = [f"{name}: one step of {count} parameters"]
+    for part in step.parts:
+        stepping = _stepping(step, part)
+        if stepping:
+            lines += _part_lines(step, part, stepping)
+    pairs = zip(step.inputs.names, step.has_gradient, strict=True)
+    idle = [own for own, has_gradient in pairs if not has_gradient]
     if idle:
         lines.append(f"no gradient, so no step: {_listed(idle)}")
     return "\n".join(lines)
 
 
-def _batch_lines(
-    optimizer: FusedOptimizer, device: str, dtype: Any, tensors: list[Tensor]
-) -> list[str]:
-    dense = [tensor for tensor in tensors if not tensor.strided]
-    strided = [tensor for tensor in tensors if tensor.strided]
-    elements = sum(tensor.size for tensor in tensors)
-    lines = [f"{device}, {dtype}: {len(tensors)} tensors, {elements:,} elements"]
-    if device == "cpu":
-        threads = cpu.thread_count()
+def _stepping(step: PreparedStep, part: Part) -> list[_Stepping]:
+    used = part.group.rule.used_slots
+    found = []
+    for tensor in part.tensors:
+        if step.has_gradient[tensor.position]:
+            kept = step.slots_of(tensor)
+            arrays = {"parameter": tensor.data, "gradient": as_array(tensor.param.grad)}
+            arrays |= {slot: kept[slot] for slot in used(tensor.variant) if slot in kept}
+            found.append(_Stepping(tensor, _strided(arrays)))
+    return found
+
+
+def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> list[str]:
+    rule, storage = part.group.rule, part.group.storage
+    tensors = [each.tensor for each in stepping]
+    strided = [each for each in stepping if each.strided]
+    elements = sum(tensor.data.size for tensor in tensors)
+    lines = [f"{part.device}, {storage.param}: {len(tensors)} tensors, {elements:,} elements"]
+    is_hosted = step.is_hosted and part.device != "cpu"
+    if part.device == "cpu":
         code = "NumPy" if compiled.mode() == "numpy" else "compiled code"
         block = cpu.elements_of_a_flat_block(elements)
+        threads = cpu.thread_count()
         lines.append(f"  {code} on {threads} threads, in blocks of {block:,} elements")
     else:
-        kinds = sorted({tensor.variant for tensor in dense}, key=repr)
-        chunks = sum(-(-tensor.size // plan.CHUNK_ELEMENTS) for tensor in dense)
-        name = plan.kernel_name(type(optimizer), kinds, dtype) if chunks else "nothing to do"
-        slots = max((optimizer.used_slots(kind) for kind in kinds), default=0)
-        if optimizer.state_device is not None and slots:
-            launches = f"1 launch for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
-        else:
-            launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
-        lines.append(f"  {launches} for {len(dense)} contiguous tensors: {name}")
-    for variant, count in Counter(tensor.variant for tensor in tensors).items():
-        nbytes = dtype.itemsize * (3 + 2 * optimizer.used_slots(variant))
-        switches = ", ".join(f"{k}={v}" for k, v in variant._asdict().items())
-        lines.append(f"  {nbytes} bytes moved per element in {count} tensors with {switches}")
-        crossing = dtype.itemsize * optimizer.used_slots(variant)
-        if optimizer.state_device is not None and device != "cpu" and crossing:
-            lines.append(f"    of which {crossing} come from the host, and as many return")
+        dense = [each.tensor for each in stepping if not each.strided]
+        lines.append(_launch_line(rule, part, dense, is_hosted))
+    for (variant, frame), count in Counter(_kind(step, rule, each) for each in tensors).items():
+        lines += _variant_lines(part, variant, frame, count, is_hosted)
     if strided:
-        cost = "updated along their strides" if device == "cpu" else "1 launch each"
-        if device != "cpu" and optimizer.state_device is not None:
+        cost = "updated along their strides" if part.device == "cpu" else "1 launch each"
+        if is_hosted:
             cost += ", and the host waits for each"
         lines.append(f"  {len(strided)} tensors are not contiguous, {cost}:")
         lines += [
-            f"    {tensor.name!r}: {' and '.join(tensor.strided)}; store a contiguous copy"
-            for tensor in strided
+            f"    {each.tensor.name!r}: {' and '.join(each.strided)}; store a contiguous copy"
+            for each in strided
         ]
     return lines
 
 
-def _strided(arrays: dict[str, Any]) -> list[str]:
+def _launch_line(rule: Rule, part: Part, dense: list[Tensor], is_hosted: bool) -> str:
+    chunks = sum(-(-tensor.data.size // plan.CHUNK_ELEMENTS) for tensor in dense)
+    kinds = sorted({tensor.variant for tensor in part.tensors}, key=repr)
+    name = plan.kernel_name(rule, kinds, part.group.storage) if chunks else "nothing to do"
+    if is_hosted and any(map(rule.used_slots, kinds)):
+        launches = f"1 launch for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
+    else:
+        launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
+    return f"  {launches} for {len(dense)} contiguous tensors: {name}"
+
+
+def _kind(step: PreparedStep, rule: Rule, tensor: Tensor) -> tuple[Any, str]:
+    """Return the variant of a tensor, and in words what the frame does ahead of it."""
+    group = step.inputs.groups[tensor.group]
+    return tensor.variant, f"decay={rule.decay_kind(group)}, maximize={group['maximize']}"
+
+
+def _variant_lines(part: Part, variant: Any, frame: str, count: int, is_hosted: bool) -> list[str]:
+    rule, storage = part.group.rule, part.group.storage
+    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
+    crossing = sum(dtype_of[slot].itemsize for slot in rule.used_slots(variant))
+    nbytes = 2 * storage.param.itemsize + storage.grad.itemsize + 2 * crossing
+    switches = "".join(f"{k}={v}, " for k, v in variant._asdict().items())
+    lines = [f"  {nbytes} bytes moved per element in {count} tensors with {switches}{frame}"]
+    if is_hosted and crossing:
+        lines.append(f"    of which {crossing} come from the host, and as many return")
+    return lines
+
+
+def _strided(arrays: Mapping[str, Any]) -> list[str]:
     """Return why the arrays cannot be flattened together; nothing if they can."""
     if plan.common_layout(list(arrays.values())):
         return []

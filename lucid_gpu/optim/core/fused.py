@@ -1,37 +1,93 @@
-"""FusedOptimizer: what an update rule must declare, and how its parameters reach the executors."""
+"""FusedOptimizer: what the author of an update rule declares, and how its steps run."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import cache
+from inspect import Parameter as Argument
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from lucid_gpu.device import gpu
 from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.optim.core.explain import explain
+from lucid_gpu.execution.rule import Rule, no_fills
+from lucid_gpu.optim.core import checks
+from lucid_gpu.optim.core.explain import described
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
-from lucid_gpu.optim.core.prepared import Roster, misfits, step_problems
+from lucid_gpu.optim.core.prepared import PreparedStep
+from lucid_gpu.optim.core.tensors import Declared
 
-DECAYS = ("none", "l2", "decoupled")
+REPLAYS = ("captured", "current")
+"""Which gradients a replayed graph reads."""
 
 
-def decay_kind(options: Mapping[str, Any]) -> str:
-    """Return which weight decay the options ask for: one of ``DECAYS``."""
-    if not options["weight_decay"]:
-        return "none"
-    return "decoupled" if options["decoupled_weight_decay"] else "l2"
+class FrameOptions(TypedDict, total=False):
+    """Keywords of every fused optimizer; :class:`FusedOptimizer` documents them."""
+
+    maximize: bool
+    state_device: str | None
+
+
+FRAME_DEFAULTS = FrameOptions(maximize=False, state_device=None)
+
+
+class _OfClass:
+    """What is worked out from the attributes of a class, when it is first asked for."""
+
+    def __init__(self, work_out: Callable[[Any], Any]) -> None:
+        self._work_out = cache(work_out)
+
+    def __get__(self, _: object, cls: Hashable) -> Any:
+        return self._work_out(cls)
+
+
+def _rule_of(cls: type[Any]) -> Rule:
+    return Rule(
+        kernel=cls.kernel,
+        functor=cls.functor,
+        slots=cls.slots,
+        switches=tuple(cls.switches.items()),
+        Variant=cls.Variant,
+        Scalars=cls.Scalars,
+        scalars=cls.scalars,
+        first_scalars=cls.first_scalars or cls.scalars,
+        used_slots=cls.used_slots,
+        update=cls.update,
+        scratch=cls.scratch,
+        decay=cls.decay,
+        carries=tuple(cls.carries.items()),
+        fills=cls.fills,
+    )
+
+
+def _spelled_out(cls: type[Any]) -> Any:
+    """Return the signature of a class with the keywords of the frame in it, one by one."""
+    own = signature(cls.__init__)
+    _, *arguments = own.parameters.values()
+    spelled = [each for each in arguments if each.kind is not Argument.VAR_KEYWORD]
+    if len(spelled) < len(arguments):
+        spelled += [
+            Argument(name, Argument.KEYWORD_ONLY, default=default)
+            for name, default in FRAME_DEFAULTS.items()
+        ]
+    return own.replace(parameters=spelled)
 
 
 class FusedOptimizer(Optimizer):
     """An optimizer that is one elementwise update rule, written twice.
 
-    A subclass declares the rule; groups, state, devices and launches are this class's business.
+    A subclass declares the rule. What stands around it is the frame's business: groups, state,
+    devices, launches, and ahead of the rule ``maximize`` and weight decay. A group's
+    ``weight_decay`` λ adds λθ to the gradient (L2), or multiplies θ by 1 − ηλ first if the option
+    ``decoupled_weight_decay`` is True; ``decay`` below changes that for a rule.
 
     Args:
         params: as for :class:`Optimizer`.
         defaults: as for :class:`Optimizer`.
+        maximize: True follows the gradient upwards; an option of each group.
         state_device: ``"host"`` keeps the slots of parameters on a GPU in pinned host memory: for
             models whose state does not fit on the GPU. Each step brings them to the device and
             back, a window at a time, in both directions at once; it has several launches, and
@@ -41,67 +97,102 @@ class FusedOptimizer(Optimizer):
             from one to the other.
 
     Raises:
+        TypeError: there is no such keyword, or the declaration of the rule is wrong.
         ValueError: ``state_device`` is neither.
 
     Attributes:
         kernel: the rule's CUDA source: ``"adam"`` for ``kernels/adam.cuh`` of this package, or the
             path of a ``.cuh`` file elsewhere.
         functor: the name of the C++ functor in it.
-        slots: the names of the arrays that the rule keeps beside each parameter, in the order of
-            the functor's arguments; they start as zeros.
+        slots: the names of the arrays that the rule keeps beside a parameter in any variant.
         switches: for each template parameter of the functor after the type, in order, its choices;
             a choice counts as its position.
         Scalars: a NamedTuple of the constants of one step, in the order of the functor's members.
         scratch: how many arrays of a block's size ``update`` needs.
+        decay: ``"either"`` as above; ``"l2"`` or ``"decoupled"`` if there is only that; ``"none"``
+            if the rule decays on its own.
+        carries: numbers that a step hands to the next one, with their start values; they stand in
+            ``state`` beside ``step``.
+        rule: all of this as one value.
     """
 
     kernel: ClassVar[str | Path]
     functor: ClassVar[str]
     slots: ClassVar[tuple[str, ...]]
-    switches: ClassVar[dict[str, tuple[Any, ...]]]
+    switches: ClassVar[dict[str, tuple[Any, ...]]] = {}
     Scalars: ClassVar[Any]
     scratch: ClassVar[int] = 0
-    Variant: ClassVar[Any]
+    decay: ClassVar[str] = "either"
+    carries: ClassVar[dict[str, float]] = {}
+    Variant: ClassVar[Any] = namedtuple("Variant", ())
+    rule: ClassVar[Rule] = _OfClass(_rule_of)  # type: ignore[assignment]
+    __signature__ = _OfClass(_spelled_out)
     _transient: ClassVar[dict[str, Any]] = {
         **Optimizer._transient,  # noqa: SLF001 - of the base class
-        "_roster": None,
+        "_prepared": None,
         "_captured": None,
     }
+
+    streams_state = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "switches" in cls.__dict__:
-            cls.Variant = namedtuple("Variant", cls.switches)  # type: ignore[misc]
-
-    streams_state = True
+            cls.Variant = namedtuple("Variant", cls.switches)  # type: ignore[misc, assignment]
 
     def __init__(
-        self, params: Any, defaults: Mapping[str, Any], state_device: str | None = None
+        self, params: Any, defaults: Mapping[str, Any], **frame: Unpack[FrameOptions]
     ) -> None:
-        if state_device not in (None, HOST):
+        unknown = set(frame) - set(FRAME_DEFAULTS)
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
+            )
+        given = {**FRAME_DEFAULTS, **frame}
+        if given["state_device"] not in (None, HOST):
             raise ValueError(
                 f"state_device must be {HOST!r}, or None for beside the parameters, "
-                f"not {state_device!r}"
+                f"not {given['state_device']!r}"
             )
-        self._roster: Roster | None = None
-        self._captured: Roster | None = None
-        super().__init__(params, defaults)
-        self._state_device = state_device
+        self._prepared: PreparedStep | None = None
+        self._captured: PreparedStep | None = None
+        super().__init__(params, {**defaults, "maximize": given["maximize"]})
+        self._placement.state_device = given["state_device"]
 
     @staticmethod
-    def variant(options: Mapping[str, Any]) -> dict[str, Any]:
+    def variant(options: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG004 - a rule's depends
         """Return the choice of each switch that the options of a group ask for."""
+        return {}
+
+    @staticmethod
+    def used_slots(variant: Any) -> tuple[str, ...]:
+        """Return the names of the slots of a variant, in the order of the functor's arguments."""
         raise NotImplementedError
 
     @staticmethod
-    def used_slots(variant: Any) -> int:
-        """Return how many of the slots, from the first on, a variant uses."""
+    def fills(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what slots begin with, where that is not 0.
+
+        A number, or ``"param"`` for a copy of the parameter. It is read once, when a slot is made.
+        """
+        return no_fills(options)
+
+    @staticmethod
+    def scalars(options: Mapping[str, Any], t: int) -> Any:
+        """Return the constants of a step, computed in float64.
+
+        A rule with ``carries`` takes them as a third argument, a dict, and returns a pair: the
+        constants, and the dict for the next step.
+
+        Args:
+            options: of the parameter's group.
+            t: the number of the step of this parameter, from 1.
+        """
         raise NotImplementedError
 
-    @classmethod
-    def scalars(cls, options: Mapping[str, Any], step: int) -> Any:
-        """Return the constants of a step, computed in float64; ``step`` counts from 1."""
-        raise NotImplementedError
+    first_scalars: ClassVar[Callable[..., Any] | None] = None
+    """As ``scalars``, for the step for which slots of a parameter were made; None if it is none
+    apart."""
 
     @staticmethod
     def update(scalars: Any, variant: Any, /, *arrays: Any) -> None:
@@ -125,27 +216,37 @@ class FusedOptimizer(Optimizer):
             TypeError: a parameter is not made of float32 or float64.
             ValueError: an option is out of bounds, or a gradient or slot does not fit its
                 parameter. Nothing was changed.
+            RuntimeError: an earlier step was interrupted, another thread is stepping, or the data
+                of a foreign parameter is a copy. Nothing was changed.
         """
         result = evaluate(closure)
-        if gpu.is_capturing(self._roster.devices if self._roster else ()):
+        devices = self._gpus()
+        if devices and gpu.is_capturing(devices):
             self._capture()
             return result
-        roster = self._current_roster()
-        ticked = roster.tick(type(self).scalars)
-        for executor in roster.streamed:
-            self.state.expect(executor.arrive)
-        for batch, scalars in ticked:
-            batch.executor.run(scalars)
+        prepared = self._current()
+        rows = prepared.rows()
+        self._is_torn = True
+        prepared.run(rows)
+        self._is_torn = False
         return result
 
-    def before_replay(self) -> None:
+    def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its learning rates and bias corrections to the device.
 
         Call it before each replay of a CUDA graph in which a step was captured, on the stream on
         which the graph is launched.
 
+        Args:
+            gradients: ``"captured"``: the graph reads the gradients that the parameters had when
+                the step was captured, as a graph that also records the backward pass writes them;
+                they must still be there. ``"current"``: it reads those that the parameters have
+                now, for a graph that records nothing but the step.
+
         Raises:
-            RuntimeError: no step was captured, or what it updates has changed since: capture anew.
+            RuntimeError: no step was captured, what it updates has changed since, or a parameter
+                has another gradient than the captured one. Nothing was changed.
+            ValueError: ``gradients`` is neither.
 
         Example:
             >>> def train(stream, optimizer, forward_backward, replays):
@@ -153,28 +254,38 @@ class FusedOptimizer(Optimizer):
             ...         forward_backward()
             ...         optimizer.step()  # allocates state and compiles
             ...         stream.begin_capture()
-            ...         forward_backward()
+            ...         forward_backward()  # sets the gradients that the graph writes
             ...         optimizer.step()
             ...         graph = stream.end_capture()
             ...         for _ in range(replays):
             ...             optimizer.before_replay()
             ...             graph.launch(stream)
         """
-        if self._captured is None:
+        if gradients not in REPLAYS:
+            raise ValueError(f"gradients must be one of {REPLAYS}, not {gradients!r}")
+        captured = self._captured
+        if captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
-        if self._roster is not self._captured or not self._captured.still_holds(self):
+        self._require_whole()
+        holds = self._prepared is captured and self._refreshed(captured, keeps_tensors=True)
+        if not (holds and captured.is_capture_current):
             raise RuntimeError(
                 "parameters, groups or state have changed since the step was captured: "
                 "capture the graph anew"
             )
-        for batch, scalars in self._captured.tick(type(self).scalars):
-            batch.executor.upload(scalars)  # type: ignore[union-attr]
+        if gradients == "captured":
+            captured.require_captured_gradients()
+        captured.upload(captured.rows())
 
     def explain(self) -> None:
         """Print how the next step will run, without taking it.
 
         For each device and dtype: the launches, the bytes moved per element, the variants of the
-        rule, and which tensors take the slow path and why.
+        rule, and which tensors take a slow path and why.
+
+        Raises:
+            TypeError: what :meth:`step` would raise.
+            ValueError: what :meth:`step` would raise.
 
         Example:
             >>> from lucid_gpu import Parameter
@@ -183,22 +294,20 @@ class FusedOptimizer(Optimizer):
             SGD: one step of 0 parameters
             no gradient, so no step: '0.0'
         """
-        print(explain(self))  # noqa: T201 - printing is what it is for
+        prepared = self._prepared
+        if prepared is None or not self._refreshed(prepared):
+            prepared = self._prepare()
+        print(described(type(self).__name__, prepared))  # noqa: T201 - printing is what it is for
 
-    def slot_problems(
-        self, param: Any, slots: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> list[str]:
-        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
-        used = self.slots[: self.used_slots(self.variant_of(options))]
-        problems = [f"slot {name!r} is missing" for name in ("step", *used) if name not in slots]
-        problems += [
-            f"slot {name!r} is unknown" for name in slots if name not in ("step", *self.slots)
-        ]
-        problems += step_problems(slots.get("step", 0))
-        for name in self.slots:
-            if name in slots:
-                problems += misfits(f"slot {name!r}", slots[name], param.data, "shape", "dtype")
-        return problems
+    def declared_slots(self) -> dict[str, Declared]:
+        """Return the slots that the state of a parameter has.
+
+        Those that only some variants use may lack: one may have been switched on since.
+        """
+        required = self.rule.always_used
+        numbers = dict.fromkeys(self.carries, Declared("number", is_required=True))
+        arrays = {name: Declared("array", name in required) for name in self.slots}
+        return {"step": Declared("count", is_required=True), **numbers, **arrays}
 
     def variant_of(self, group: Mapping[str, Any]) -> Any:
         """Return the variant that a group asks for.
@@ -207,27 +316,54 @@ class FusedOptimizer(Optimizer):
             TypeError: an option is of the wrong type.
             ValueError: an option is out of bounds.
         """
-        self.check_options(group)
+        self.require_valid(group)
         return self.Variant(**self.variant(group))
 
-    def _current_roster(self) -> Roster:
-        """Return the roster of this step: the last one if it still holds, else a new one."""
-        if self._roster is None or not self._roster.still_holds(self):
-            self._roster = Roster(self)
-        return self._roster
+    def require_valid(self, options: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError if an option of the rule or of the frame is out of bounds.
+
+        A subclass checks its own in :meth:`check_options`.
+        """
+        checks.switches(options, "maximize")
+        super().require_valid(options)
+
+    def _gpus(self) -> set[str]:
+        """Return the GPUs on which parameters are; none is asked about a graph otherwise."""
+        devices = self._prepared.devices if self._prepared else self._homes()
+        return {device for device in devices if device != "cpu"}
+
+    def _refreshed(self, prepared: PreparedStep, keeps_tensors: bool = False) -> bool:
+        is_placed_alike = prepared.is_hosted == (self.state_device is not None)
+        return is_placed_alike and prepared.refresh(
+            self.param_groups, self.variant_of, keeps_tensors
+        )
+
+    def _prepare(self) -> PreparedStep:
+        groups = self.param_groups
+        variants = [self.variant_of(group) for group in groups]
+        memory = self._placement.host_memory if self.state_device is not None else None
+        return PreparedStep(self.rule, list(self.defaults), groups, variants, self.state, memory)
+
+    def _current(self) -> PreparedStep:
+        """Return what this step does: as the last one did if that still holds."""
+        if self._prepared is None or not self._refreshed(self._prepared):
+            prepared = self._prepare()
+            prepared.provide()
+            self._prepared = prepared
+        return self._prepared
 
     def _forget_arrays(self) -> None:
-        self._roster = None
+        self._prepared = None
 
     def _capture(self) -> None:
-        roster = self._roster
-        if roster is None or not roster.still_holds(self):
+        prepared = self._prepared
+        if prepared is None or not self._refreshed(prepared, keeps_tensors=True):
             raise RuntimeError(
                 "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
                 "one ordinary step, with the same parameters, groups and options, before capturing"
             )
-        for batch in roster.batches:
-            if not isinstance(batch.executor, CudaExecutor):
-                raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
-            batch.executor.capture()
-        self._captured = roster
+        executors = [part.executor for part in prepared.parts]
+        if not all(isinstance(executor, CudaExecutor) for executor in executors):
+            raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
+        prepared.capture()
+        self._captured = prepared

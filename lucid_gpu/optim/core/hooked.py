@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,7 +25,6 @@ class Hooked:
         self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
         self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
         self._load_state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
-        self._is_stepping = False
 
     def register_step_pre_hook(self, hook: _hooks.PreHook) -> _hooks.RemovableHandle:
         """Register ``hook(optimizer, args, kwargs)`` to run ahead of each step.
@@ -68,6 +68,22 @@ class Hooked:
     def require_ready(self) -> None:
         """Raise if no step can be taken now; a subclass knows."""
 
+    def _require_inner(self, is_same_thread: bool, step: Any) -> None:
+        """Raise RuntimeError if a step that begins inside another is none of a base class.
+
+        A subclass's step that calls ``super().step()`` is one step.
+        """
+        if not is_same_thread:
+            raise RuntimeError(
+                f"another thread is inside step() of this {type(self).__name__}: an optimizer "
+                "belongs to one thread at a time"
+            )
+        if step is type(self).step:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"step() of this {type(self).__name__} was called by a closure or hook of the "
+                "step that is under way: take one step after the other"
+            )
+
     @staticmethod
     def profile_hook_step(func: Step) -> Step:
         """Wrap a ``step`` so that hooks run around it; a wrapped one is returned as it is.
@@ -79,9 +95,11 @@ class Hooked:
 
         @functools.wraps(func)
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
-            if self._is_stepping:  # a subclass's step that calls super().step() is one step
+            own = (threading.get_ident(),)
+            held = vars(self).setdefault("_stepping", own)  # one thread's is the first
+            if held is not own:
+                self._require_inner(held == own, step)
                 return func(self, *args, **kwargs)
-            self._is_stepping = True
             try:
                 for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
                     args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
@@ -90,7 +108,7 @@ class Hooked:
                 for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
                     hook(self, args, kwargs)
             finally:
-                self._is_stepping = False
+                del vars(self)["_stepping"]
             return result
 
         step.hooked = True  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from lucid_gpu.device import gpu
@@ -11,12 +11,13 @@ from lucid_gpu.device.arrays import as_array, device_of, is_array
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core import state_dict as _state_dict
 from lucid_gpu.optim.core.hooked import Hooked, replaced
-from lucid_gpu.optim.core.placement import Placed
+from lucid_gpu.optim.core.placement import Placement, home_of
 from lucid_gpu.optim.core.state import State
+from lucid_gpu.optim.core.tensors import Declared, slot_problems
 from lucid_gpu.optim.core.tree import is_plain
 
 
-class Optimizer(Placed, Hooked):
+class Optimizer(Hooked):
     """Base class of all optimizers; a subclass adds ``step``.
 
     Args:
@@ -30,6 +31,10 @@ class Optimizer(Placed, Hooked):
             An option that is edited takes effect at the next step.
         state: a mapping from parameter to its slots, filled by the first step of each parameter.
         defaults: a copy of the argument.
+        slots: the names of the arrays that a subclass keeps in ``state``, each of the shape of its
+            parameter: loading checks them. None if it does not say; then only the shapes of slots
+            that are there already are compared.
+        streams_state: whether a step can bring the state of parameters on a GPU from the host.
 
     Raises:
         TypeError: ``params`` is no ordered collection of parameters, or ``defaults`` no dict.
@@ -58,10 +63,10 @@ class Optimizer(Placed, Hooked):
     """
 
     requires_parameters: ClassVar[bool] = True
-    _transient: ClassVar[dict[str, Any]] = {  # what no copy takes along
-        "_is_stepping": False,
-        "_host_memory": None,
-    }
+    streams_state: ClassVar[bool] = False
+    slots: ClassVar[tuple[str, ...] | None] = None
+    _transient: ClassVar[dict[str, Any]] = {}
+    """What no copy takes along, and what it has instead."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004, D102
         if cls is Optimizer:
@@ -76,12 +81,13 @@ class Optimizer(Placed, Hooked):
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
         if not isinstance(defaults, Mapping):
             raise TypeError(f"defaults must be a dict of options, not {type(defaults).__name__}")
-        self.check_options(defaults)
+        self.require_valid(defaults)
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
         self._init_hooks()
-        self._init_places()
+        self._is_torn = False
+        self._placement = Placement()
         groups, loose = _groups.split(params, self.requires_parameters)
         for group in groups or (self.param_groups_setup(loose, self.defaults) if loose else []):
             self.add_param_group(group)
@@ -103,23 +109,124 @@ class Optimizer(Placed, Hooked):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows."""
 
-    def slot_problems(
-        self,
-        param: Any,
-        slots: Mapping[str, Any],
-        options: Mapping[str, Any],  # noqa: ARG002 - a subclass's slots depend on its options
-    ) -> list[str]:
-        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``.
+    def require_valid(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError or TypeError if an option is out of bounds."""
+        self.check_options(options)
 
-        Here, where nothing is known of the slots, an array must have the shape of the one that it
-        would replace.
-        """
-        present = self.state.get(param, {})
+    def declared_slots(self) -> dict[str, Declared] | None:
+        """Return the slots that the state of a parameter may have; None if that is unknown."""
+        if self.slots is None:
+            return None
+        return {"step": Declared("count"), **dict.fromkeys(self.slots, Declared("array"))}
+
+    def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
+        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
+        declared = self.declared_slots()
+        if declared is not None:
+            return slot_problems(declared, slots, param.data)
         return [
             f"slot {name!r} has shape {slots[name].shape}, here it has {array.shape}"
-            for name, array in present.items()
+            for name, array in self.state.get(param, {}).items()
             if is_array(array) and is_array(slots.get(name)) and slots[name].shape != array.shape
         ]
+
+    @property
+    def state_device(self) -> str | None:
+        """``"host"`` if the state lives in host memory, None if it does beside the parameters."""
+        return self._placement.state_device
+
+    def home_of_state(self, param: Any) -> str:
+        """Return the device on which the state of a parameter belongs."""
+        return self._placement.home_of_state(param)
+
+    def to(self, device: str) -> Self:
+        """Move parameters, gradients and state to a device, through pinned memory.
+
+        Parameters, groups and state keep their identity; arrays get new homes. Nothing is moved
+        unless everything fits there. State that is on the host, by ``state_device="host"`` or
+        :meth:`offload`, stays there.
+
+        Args:
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: ``device`` is unknown.
+            lucid_gpu.device.DeviceUnavailableError: ``device`` is a GPU that cannot be used.
+            RuntimeError: a current stream records a CUDA graph.
+        """
+        target = gpu.resolve(device)
+        self._refuse_capture("to", {target})
+        self._placement.move(self._params(), self.state, target)
+        self._forget_arrays()
+        return self
+
+    def offload(self, block: bool = False) -> None:
+        """Move the state of parameters on GPUs to pinned host memory, and free its device memory.
+
+        For those who need the GPU for something else between phases of training. The copies run
+        beside the current streams, after what is on them now, so that other work overlaps with
+        them; reading a slot waits for its arrival. The memory goes back to CuPy's pool when the
+        copies are done; ``cupy.get_default_memory_pool().free_all_blocks()`` hands it on to other
+        libraries. The host memory is kept for the next time: the first call takes longer, because
+        it allocates it, and so does one that finds it still read by a :meth:`reload`. State of
+        parameters on the CPU stays.
+
+        A fused optimizer can step all the same: see ``state_device`` of its constructor, which is
+        the same place from the start. Others need :meth:`reload` first. Graphs that captured a
+        step must be captured anew after it.
+
+        Args:
+            block: True waits until the copies are done and the memory is free.
+
+        Raises:
+            RuntimeError: a current stream records a CUDA graph.
+
+        Example:
+            >>> from lucid_gpu import Parameter
+            >>> from lucid_gpu.optim import Adam
+            >>> def alternate(optimizer, generate, train):
+            ...     optimizer.offload()
+            ...     generate()
+            ...     optimizer.reload()
+            ...     train()
+            >>> optimizer = Adam([Parameter([1.0])])
+            >>> alternate(optimizer, generate=optimizer.explain, train=optimizer.step)
+            Adam: one step of 0 parameters
+            no gradient, so no step: '0.0'
+        """
+        self._refuse_capture("offload")
+        self._placement.offload(self.state, block)
+        self._forget_arrays()
+
+    def reload(self, block: bool = False) -> None:
+        """Bring the state of parameters on GPUs back to them: the reverse of :meth:`offload`.
+
+        The copies run beside the current streams, after what is on them now; whoever needs the
+        state, such as the next step, comes after them without holding the host. The host waits for
+        an :meth:`offload` or a step that is still under way, and for state that was loaded since,
+        which is not pinned.
+
+        Args:
+            block: True waits until the copies are done.
+
+        Raises:
+            RuntimeError: a current stream records a CUDA graph.
+        """
+        self._refuse_capture("reload")
+        self._forget_arrays()  # the windows of a streamed step make room for the state
+        self._placement.reload(self.state, block)
+
+    def explain(self) -> None:
+        """Print how the next step will run, without taking it; see ``repr`` for the groups."""
+        params = self._params()
+        count = sum(param.grad is not None for param in params)
+        print(  # noqa: T201 - printing is what it is for
+            f"{type(self).__name__}: one step of {count} of {len(params)} parameters, by a step() "
+            "of its own"
+        )
 
     def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a list with the one group dict that ``params`` and ``defaults`` make.
@@ -155,7 +262,7 @@ class Optimizer(Placed, Hooked):
         index = len(self.param_groups)
         group = _groups.normalize(param_group, index)
         options = {**self.defaults, **_groups.options(group)}
-        self.check_options(options)
+        self.require_valid(options)
         owners = {
             id(param): (number, name)
             for number, other in enumerate(self.param_groups)
@@ -223,6 +330,8 @@ class Optimizer(Placed, Hooked):
             ValueError: ``device`` is unknown.
         """
         device = None if device is None else gpu.resolve(device)
+        self._require_whole()
+        self._refuse_capture("state_dict")
         for hook in self._state_dict_pre_hooks:
             hook(self)
         snapshot = _state_dict.snapshot(self, device, copy)
@@ -267,15 +376,27 @@ class Optimizer(Placed, Hooked):
                 "model_clients must be a dict {option: instance}, "
                 f"not a {type(model_clients).__name__}"
             )
+        self._refuse_capture("load_state_dict")
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
         for hook in self._load_state_dict_pre_hooks:
             state_dict = replaced(hook, hook(self, state_dict), state_dict)
         _state_dict.restore(self, state_dict, strict, model_clients or {})
+        self._is_torn = False
         for hook in self._load_state_dict_post_hooks:
             hook(self)
 
+    def require_ready(self) -> None:
+        """Raise RuntimeError if no step can be taken now."""
+        self._require_whole()
+        if not (self.streams_state or self._placement.is_state_beside(self.state)):
+            raise RuntimeError(
+                f"the state of this {type(self).__name__} is in host memory: "
+                "call reload() before step()"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
+        self._require_whole()
         held = [
             *self._live_options(),
             *(k for slots in self.state.values() for k in slots if not is_plain(slots[k])),
@@ -285,14 +406,15 @@ class Optimizer(Placed, Hooked):
                 f"{', '.join(map(repr, held))} hold live objects, which a pickle would write with "
                 "all their attributes: save state_dict() instead"
             )
-        return {**self.__dict__, **self._transient}
+        return self._lasting()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        self._require_whole()
         # Live objects, such as a client with its connections, are shared by the copy.
         memo.update((id(value), value) for value in self._live_options().values())
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy({**self.__dict__, **self._transient}, memo))
+        twin.__dict__.update(copy.deepcopy(self._lasting(), memo))
         return twin
 
     def __repr__(self) -> str:
@@ -305,6 +427,35 @@ class Optimizer(Placed, Hooked):
                 lines.append(f"    {key}: {shown}")
             lines.append(f"    {_describe_parameters(group)}")
         return "\n".join([*lines, ")"])
+
+    def _lasting(self) -> dict[str, Any]:
+        """Return the attributes that a copy takes along."""
+        own = {key: value for key, value in vars(self).items() if key != "_stepping"}
+        return {**own, **self._transient}
+
+    def _params(self) -> list[Any]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _homes(self) -> set[str]:
+        """The devices on which parameters are."""
+        return set(map(home_of, self._params()))
+
+    def _require_whole(self) -> None:
+        """Raise RuntimeError if a step was interrupted, so that counts and arrays may disagree."""
+        if self._is_torn:
+            raise RuntimeError(
+                f"a step of this {type(self).__name__} was interrupted, so that parameters and "
+                "state may disagree: restore both, the parameters from a checkpoint and the state "
+                "with load_state_dict()"
+            )
+
+    def _refuse_capture(self, method: str, more: Iterable[str] = ()) -> None:
+        devices = {*self._homes(), *more} - {"cpu"}
+        if devices and gpu.is_capturing(devices):
+            raise RuntimeError(f"{method}() cannot be recorded in a CUDA graph: call it outside")
+
+    def _forget_arrays(self) -> None:
+        """Let go of what refers to the arrays that move; a subclass may."""
 
     def _live_options(self) -> dict[str, Any]:
         every = [self.defaults, *map(_groups.options, self.param_groups)]

@@ -1,336 +1,423 @@
-"""Roster: which parameters step, with which arrays, by which executor."""
+"""PreparedStep: the tensors of a step, what runs them, and whether it still holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device import gradient_table
-from lucid_gpu.device.arrays import address, as_array, device_of, is_array
+from lucid_gpu.device.arrays import address, as_array, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.execution.plan import Work
+from lucid_gpu.execution.plan import TensorGroup
+from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
-from lucid_gpu.optim.core import slots as _slots
-from lucid_gpu.optim.core.groups import named
-from lucid_gpu.optim.core.state import Clock
-from lucid_gpu.parameter import Parameter, latest_changes
+from lucid_gpu.optim.core import slots as making
+from lucid_gpu.optim.core.inputs import Inputs, notes_changes
+from lucid_gpu.optim.core.rows import Counts, Rows
+from lucid_gpu.optim.core.tensors import (
+    Tensor,
+    misfits,
+    numeric,
+    require,
+    require_apart,
+    require_trainable,
+    step_problems,
+    unstrange,
+    unwritable,
+)
 
 if TYPE_CHECKING:
-    from lucid_gpu.optim.core.fused import FusedOptimizer
-
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-"""What parameters of a fused optimizer may be made of."""
+    from lucid_gpu.optim.core.host_memory import HostMemory
+    from lucid_gpu.optim.core.state import State
 
 Executor: TypeAlias = CpuExecutor | CudaExecutor
 
 
-class Item(NamedTuple):
-    """A parameter that steps, and its arrays."""
+class Part:
+    """The tensors of one device and storage, and what steps them.
 
-    position: int
-    group: int
-    name: str
-    param: Any
-    data: Any
-    grad: Any
-    step: int
-    slots: dict[str, Any]
-    """In the order of the rule's functor; None stands for one to be made."""
+    Attributes:
+        device: where they are.
+        tensors: those of the parameters that may step.
+        positions: of each among all parameters.
+        group: their arrays, as the executor sees them.
+        counts: how many steps each has made.
+        executor: what runs them; None until the first step.
+    """
+
+    def __init__(
+        self, rule: Rule, device: str, storage: Storage, tensors: list[Tensor], groups: list[Any]
+    ) -> None:
+        self.device = device
+        self.tensors = tensors
+        self.positions = np.array([tensor.position for tensor in tensors], np.intp)
+        self.group = TensorGroup(
+            rule,
+            storage,
+            [tensor.data for tensor in tensors],
+            [None] * len(tensors),
+            [tensor.variant for tensor in tensors],
+        )
+        group_of = np.array([tensor.group for tensor in tensors], np.intp)
+        self.counts = Counts(rule, groups, group_of)
+        self.executor: Executor | None = None
 
 
-class Row(NamedTuple):
-    """Parameters of one group that have made the same number of steps: they share scalars."""
+class PreparedStep:
+    """What one step of a fused optimizer does.
 
-    group: dict[str, Any]
-    clock: Clock
-
-
-@dataclass
-class Batch:
-    """The parameters of one device and dtype, and what steps them."""
-
-    executor: Executor
-    rows: list[Row]
-    positions: npt.NDArray[np.intp]
-
-
-class Roster:
-    """What one step of an optimizer does: made when anything changed, kept while gradients move.
+    Made when parameters, groups or state are others than before; kept while gradients move, come
+    and go, data is replaced, and options change that ask for no other variant. Making it reads and
+    checks; nothing is written before :meth:`provide`.
 
     Args:
-        optimizer: its groups, gradients and state are read, checked, and given the slots they
-            lack; if anything does not fit, it is left as it was.
+        rule: what updates the tensors.
+        keys: the options that every group has.
+        groups: the parameter groups.
+        variants: the variant that each group asks for.
+        state: the slots that the parameters have.
+        host_memory: where slots of parameters on a GPU live; None for beside their parameters.
+
+    Attributes:
+        parts: one for each device and storage.
+        has_gradient: which of all parameters have a gradient.
 
     Raises:
-        TypeError: a parameter is not made of float32 or float64, or an option is of a wrong type.
-        ValueError: an option is out of bounds, or a gradient or slot does not fit its parameter.
+        TypeError: a parameter with a gradient is not made of float32 or float64.
+        ValueError: a gradient or slot does not fit its parameter, cannot be written to, or
+            parameters share memory.
     """
 
-    def __init__(self, optimizer: FusedOptimizer) -> None:
-        groups = optimizer.param_groups
-        self._changes = latest_changes()
-        self._is_hosted = optimizer.state_device is not None
-        self._options = _options(optimizer)
-        self._variants = [optimizer.variant_of(group) for group in groups]
-        self._groups = list(groups)
-        self._params_of = [list(group["params"]) for group in groups]
-        self._params = [param for params in self._params_of for param in params]
-        self._are_own = all(map(_is_own, self._params))
-        self._entries = np.array([p.entry for p in self._params] if self._are_own else [], np.intp)
-        self._data = [param.data for param in self._params]
-        grads = [param.grad for param in self._params]
-        self._has_grad = [grad is not None for grad in grads]
-        self._is_present = np.array(self._has_grad, np.bool_)
-        with optimizer.state.settled():
-            items = self._collect(optimizer, grads)
-        by_kind: dict[tuple[str, np.dtype[Any]], list[Item]] = {}
-        for item in items:
-            by_kind.setdefault((device_of(item.data), item.data.dtype), []).append(item)
-        _refuse_shared_memory(items)
-        self.devices = {device for device, _ in by_kind}
-        self.batches = [self._make_batch(optimizer, kind, own) for kind, own in by_kind.items()]
-        for batch, own in zip(self.batches, by_kind.values(), strict=True):
-            _attach_state(optimizer, batch, own)
-        executors = [batch.executor for batch in self.batches]
+    def __init__(
+        self,
+        rule: Rule,
+        keys: Sequence[str],
+        groups: Sequence[dict[str, Any]],
+        variants: Sequence[Any],
+        state: State,
+        host_memory: HostMemory | None,
+    ) -> None:
+        self._rule, self._state, self._host_memory = rule, state, host_memory
+        self._variants = list(variants)
+        self.inputs = Inputs(groups, keys)
+        self.parts: list[Part] = []
+        self._place: dict[int, tuple[Part, int]] = {}
+        self._group_tensors()
+        grads = self.inputs.gradients()
+        self.has_gradient = np.array([grad is not None for grad in grads], np.bool_)
+        self._admitted = np.zeros(len(grads), np.bool_)
+        self._waiting: list[tuple[Part, int]] = []
+        self._is_spoiled = False
+        self._captured_gradients: list[int | None] = []
+        self._is_capture_current = False
+        self._keeps_tensors = False
+        self.streamed: list[StreamedExecutor] = []
+        with state.settled():
+            self._check(np.flatnonzero(self.has_gradient).tolist(), grads)
+        self._version = state.version
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether slots of parameters on a GPU live in host memory."""
+        return self._host_memory is not None
+
+    def slots_of(self, tensor: Tensor) -> Mapping[str, Any]:
+        """Return the slots that a tensor has: those made for its next step, else its state."""
+        if tensor.slots is not None:
+            return tensor.slots
+        slots: Mapping[str, Any] = self._state.get(tensor.param, {})
+        return slots
+
+    @property
+    def devices(self) -> set[str]:
+        """The devices on which tensors step."""
+        return {part.device for part in self.parts if self.has_gradient[part.positions].any()}
+
+    def provide(self) -> None:
+        """Make the slots that tensors lack, and what runs them; the state stays as it is."""
+        grads = self.inputs.gradients()
+        with self._state.settled():
+            self._admit(np.flatnonzero(self.has_gradient).tolist())
+            for part in self.parts:
+                own = [grads[position] for position in part.positions.tolist()]
+                part.executor = self._make_executor(part, [unstrange(grad) for grad in own])
+                part.counts.set_present(self.has_gradient[part.positions])
+        executors = [part.executor for part in self.parts]
         self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
-        self._needs_gradients = not self._are_own or any(
-            batch.executor.needs_gradients for batch in self.batches
+        self._needs_gradients = not self.inputs.are_own or any(
+            executor.needs_gradients for executor in executors if executor is not None
         )
-        self._version = optimizer.state.version
+        self.inputs.gradients_may_have_moved()
 
-    def still_holds(self, optimizer: FusedOptimizer) -> bool:
-        """Say whether the next step can use it too, after taking in gradients that moved."""
-        groups = optimizer.param_groups
-        if self._version is not optimizer.state.version or not self._has_same_groups(groups):
+    def refresh(
+        self,
+        groups: Sequence[dict[str, Any]],
+        variant_of: Callable[[Mapping[str, Any]], Any],
+        keeps_tensors: bool = False,
+    ) -> bool:
+        """Take in what has changed since the last step; False if that asks for another one.
+
+        Args:
+            groups: the parameter groups.
+            variant_of: returns the variant that a group asks for, or raises.
+            keeps_tensors: True takes neither other data nor tensors that are new to stepping, as a
+                graph cannot.
+
+        Raises:
+            TypeError: an option is of a wrong type, or a parameter of a wrong dtype.
+            ValueError: an option is out of bounds, or an array does not fit its parameter.
+        """
+        if self._is_spoiled or self._state.version is not self._version:
             return False
-        options = _options(optimizer)
-        if options != self._options:
-            if [optimizer.variant_of(group) for group in groups] != self._variants:
+        if not self.inputs.has_same_groups(groups):
+            return False
+        if self.inputs.options_changed():
+            if [variant_of(group) for group in groups] != self._variants:
                 return False
-            self._options = options
-        data, grad = latest_changes()
-        is_data_settled = self._are_own and data is self._changes[0]
-        if not is_data_settled and not self._has_same_data():
+            self.inputs.accept_options()
+        self._is_spoiled = True  # until what may raise below is done: then all is looked at anew
+        self._keeps_tensors = keeps_tensors
+        holds = self._take_data() and self._take_gradients()
+        self._is_spoiled = not holds
+        return holds
+
+    def rows(self) -> list[Rows]:
+        """Return the scalars of the next step, for each part; nothing is changed."""
+        return [part.counts.rows() for part in self.parts]
+
+    def run(self, rows: Sequence[Rows]) -> None:
+        """Update all tensors that have a gradient and count their step."""
+        self._attach()
+        for executor in self.streamed:
+            self._state.expect(executor.arrive)
+        for part, own in zip(self.parts, rows, strict=True):
+            if part.executor is not None and own.scalars:
+                part.executor.run(own.scalars, own.row_of)
+        self._count(rows)
+
+    def capture(self) -> None:
+        """Record the launches in the graph that the current streams record.
+
+        Raises:
+            RuntimeError: a launch cannot be recorded.
+        """
+        for executor in self._cuda_executors():
+            executor.capture()
+        self._captured_gradients = self._addresses()
+        self._is_capture_current = True
+
+    @property
+    def is_capture_current(self) -> bool:
+        """Whether arrays and tensors are those that a captured graph knows."""
+        return self._is_capture_current
+
+    def require_captured_gradients(self) -> None:
+        """Raise RuntimeError if a parameter has another gradient than when a step was captured."""
+        for name, then, now in zip(
+            self.inputs.names, self._captured_gradients, self._addresses(), strict=True
+        ):
+            if now != then:
+                raise RuntimeError(
+                    f"parameter {name!r} has another gradient than when the step was captured, so "
+                    "that the graph would write one and read the other: set that one again, "
+                    "capture the graph anew, or, if the graph records nothing but the step, pass "
+                    "gradients='current'"
+                )
+
+    def upload(self, rows: Sequence[Rows]) -> None:
+        """Bring scalars and gradients to the devices for the next replay, and count its step."""
+        for part, own in zip(self.parts, rows, strict=True):
+            if isinstance(part.executor, CudaExecutor):
+                part.executor.upload(own.scalars, own.row_of)
+        self._count(rows)
+
+    def _count(self, rows: Sequence[Rows]) -> None:
+        for part, own in zip(self.parts, rows, strict=True):
+            part.counts.count(own)
+
+    def _cuda_executors(self) -> list[CudaExecutor]:
+        return [part.executor for part in self.parts if isinstance(part.executor, CudaExecutor)]
+
+    def _addresses(self) -> list[int | None]:
+        grads = map(unstrange, self.inputs.gradients())
+        return [None if grad is None else address(grad) for grad in grads]
+
+    def _group_tensors(self) -> None:
+        inputs = self.inputs
+        by_kind: dict[tuple[str, Storage], list[Tensor]] = {}
+        for position, (name, param, data) in enumerate(
+            zip(inputs.names, inputs.params, inputs.data, strict=True)
+        ):
+            array = numeric(data)
+            if array is None:
+                continue  # without a gradient, it may be anything
+            group = int(inputs.group_of[position])
+            tensor = Tensor(position, group, name, param, array, self._variants[group])
+            dtype = array.dtype
+            storage = Storage(dtype, dtype, (dtype,) * len(self._rule.slots))
+            by_kind.setdefault((device_of(array), storage), []).append(tensor)
+        for (device, storage), tensors in by_kind.items():
+            part = Part(self._rule, device, storage, tensors, inputs.groups)
+            self.parts.append(part)
+            for number, tensor in enumerate(tensors):
+                self._place[tensor.position] = part, number
+
+    def _check(self, positions: Sequence[int], grads: Sequence[Any]) -> None:
+        """Raise if parameters that have their first gradient cannot step."""
+        for position in positions:
+            name = self.inputs.names[position]
+            data = require_trainable(name, self.inputs.data[position])
+            _require_own_memory(name, self.inputs.params[position], data)
+            grad = unstrange(grads[position])
+            require(misfits(f"the gradient of parameter {name!r}", grad, data))
+            self._require_slots(position)
+        known = [*np.flatnonzero(self._admitted).tolist(), *positions]
+        require_apart([self._tensor(position) for position in known])
+
+    def _require_slots(self, position: int) -> None:
+        """Raise if a slot that a tensor has does not fit it, or cannot be written to."""
+        tensor = self._tensor(position)
+        # A slot of a parameter on a GPU is brought to the host from wherever it is.
+        is_brought = self._host_memory is not None and device_of(tensor.data) != "cpu"
+        compared = ("shape", "dtype") if is_brought else ()
+        kept = self._state.get(tensor.param, {})
+        for slot in self._rule.used_slots(tensor.variant):
+            if slot in kept:
+                label = f"slot {slot!r} of parameter {tensor.name!r}"
+                problems = misfits(label, kept[slot], tensor.data, *compared)
+                require(problems or unwritable(label, kept[slot]))
+        problems = step_problems(kept.get("step", 0))
+        require(f"parameter {tensor.name!r}: {text}" for text in problems)
+
+    def _admit(self, positions: Sequence[int]) -> None:
+        """Have tensors step from now on that were checked: with the slots that they lack."""
+        tensors = [self._tensor(position) for position in positions]
+        for tensor in tensors:
+            kept = self._state.get(tensor.param, {})
+            tensor.slots = {name: kept.get(name) for name in self._rule.used_slots(tensor.variant)}
+        lacking = [any(slot is None for slot in (t.slots or {}).values()) for t in tensors]
+        fills = [self._rule.fills(group) for group in self.inputs.groups]
+        making.provide(tensors, fills, self._host_memory)
+        for tensor, lacks in zip(tensors, lacking, strict=True):
+            part, number = self._place[tensor.position]
+            part.group.slots[number] = tuple((tensor.slots or {}).values())
+            part.counts.admit(number, self._state.get(tensor.param, {}), lacks)
+            self._waiting.append((part, number))
+        self._admitted[positions] = True
+
+    def _attach(self) -> None:
+        """Put the slots of tensors that were admitted into the state."""
+        for part, number in self._waiting:
+            tensor = part.tensors[number]
+            slots = self._state[tensor.param]
+            slots.update(part.counts.shared(number))
+            slots.update(tensor.slots or {})
+        self._waiting.clear()
+        self._version = self._state.version
+
+    def _make_executor(self, part: Part, grads: list[Any]) -> Executor:
+        if part.device == "cpu":
+            return CpuExecutor(part.group, grads)
+        if self.is_hosted and any(map(self._rule.used_slots, part.group.variants)):
+            return StreamedExecutor(part.group, grads)
+        return CudaExecutor(part.group, grads)
+
+    def _take_data(self) -> bool:
+        """Take arrays that replaced others; False if one asks for another prepared step."""
+        moved = self.inputs.take_data()
+        if moved and self._keeps_tensors:
             return False
-        if self._needs_gradients:
-            if not self._take_gradients():
+        self._is_capture_current = self._is_capture_current and not moved
+        renewed: dict[int, tuple[Part, list[int]]] = {}
+        for position in moved:
+            if position not in self._place:
                 return False
-        elif grad is not self._changes[1] and not self._take_addresses():
-            return False
-        self._changes = data, grad
-        return True
-
-    def tick(self, scalars: Callable[[dict[str, Any], int], Any]) -> list[tuple[Batch, list[Any]]]:
-        """Count a step of every parameter and return its scalars by row; all of it, or nothing."""
-        result = [
-            (batch, [scalars(group, clock.step + 1) for group, clock in batch.rows])
-            for batch in self.batches
-        ]
-        for batch in self.batches:
-            for _, clock in batch.rows:
-                clock.step += 1
-        return result
-
-    def _has_same_groups(self, groups: list[dict[str, Any]]) -> bool:
-        if not _are_same(groups, self._groups):
-            return False
-        params_of = [group["params"] for group in groups]
-        if self._are_own:  # a Parameter equals itself alone, and comparing lists is quick
-            return params_of == self._params_of
-        return all(map(_are_same, params_of, self._params_of))
-
-    def _has_same_data(self) -> bool:
-        return all(map(is_, [param.data for param in self._params], self._data))
-
-    def _collect(self, optimizer: FusedOptimizer, grads: list[Any]) -> list[Item]:
-        """Return the parameters that have a gradient, or raise if one of them cannot step."""
-        items: list[Item] = []
-        position = -1
-        for number, group in enumerate(optimizer.param_groups):
-            used = optimizer.slots[: optimizer.used_slots(self._variants[number])]
-            for name, param in named(group):
-                position += 1
-                if grads[position] is None:
-                    continue
-                data = _trainable(name, self._data[position])
-                grad = _as_array(grads[position])
-                _require(misfits(f"the gradient of parameter {name!r}", grad, data))
-                # A slot of a parameter on a GPU is brought to the host from wherever it is.
-                is_brought = self._is_hosted and device_of(data) != "cpu"
-                compared = ("shape", "dtype") if is_brought else ()
-                kept = optimizer.state.get(param, {})
-                slots = {slot: kept.get(slot) for slot in used}
-                for slot, array in slots.items():
-                    if slot in kept:
-                        label = f"slot {slot!r} of parameter {name!r}"
-                        _require(misfits(label, array, data, *compared))
-                step = kept.get("step", 0)
-                _require([f"parameter {name!r}: {text}" for text in step_problems(step)])
-                items.append(Item(position, number, name, param, data, grad, step, slots))
-        _slots.provide(items, optimizer.host_memory if self._is_hosted else None)
-        return items
-
-    def _make_batch(
-        self, optimizer: FusedOptimizer, kind: tuple[str, np.dtype[Any]], items: list[Item]
-    ) -> Batch:
-        device, dtype = kind
-        keys = [(item.group, item.step) for item in items]
-        distinct = sorted(set(keys))
-        row_of = {key: row for row, key in enumerate(distinct)}
-        work = Work(
-            rule=type(optimizer),
-            dtype=dtype,
-            params=[item.data for item in items],
-            grads=[item.grad for item in items],
-            slots=[tuple(item.slots.values()) for item in items],
-            row=[row_of[key] for key in keys],
-            variants=[self._variants[group] for group, _ in distinct],
+            tensor = self._tensor(position)
+            array = numeric(self.inputs.data[position])
+            if array is None or misfits("", array, tensor.data):
+                return False
+            require(unwritable(f"parameter {tensor.name!r}", array))
+            part, number = self._place[position]
+            tensor.data = part.group.params[number] = array
+            renewed.setdefault(id(part), (part, []))[1].append(number)
+        if moved:
+            admitted = np.flatnonzero(self._admitted).tolist()
+            require_apart([self._tensor(position) for position in admitted])
+        return all(
+            part.executor is not None and part.executor.renew(numbers)
+            for part, numbers in renewed.values()
         )
-        executor: Executor
-        if device == "cpu":
-            executor = CpuExecutor(work)
-        elif self._is_hosted and any(work.slots):
-            executor = StreamedExecutor(work)
-        else:
-            executor = CudaExecutor(work)
-        rows = [Row(optimizer.param_groups[group], Clock(step)) for group, step in distinct]
-        return Batch(executor, rows, np.array([item.position for item in items], np.intp))
 
     def _take_gradients(self) -> bool:
-        """Hand the gradients to the executors; False if other parameters have them than before."""
-        grads = [param.grad for param in self._params]
-        if [grad is not None for grad in grads] != self._has_grad:
-            return False
-        if not self._are_own:  # a Parameter has checked its gradient when it was set
-            grads = [_as_array(grad) for grad in grads]
-            for position, has_grad in enumerate(self._has_grad):
-                if has_grad:
-                    label = f"the gradient of parameter {self._name(position)!r}"
-                    _require(misfits(label, grads[position], self._data[position]))
-        return all(
-            batch.executor.replace_gradients(
-                [grads[position] for position in batch.positions.tolist()]
+        """Take the gradients of this step; False if one asks for another prepared step."""
+        if not self._needs_gradients:
+            if not self.inputs.gradients_may_have_moved():
+                return True
+            addresses, layouts = self.inputs.noted_gradients()
+            if not self._take_presence(layouts != gradient_table.ABSENT, None):
+                return False
+            return all(
+                part.executor.move_gradients(addresses[part.positions], layouts[part.positions])
+                for part in self.parts
+                if isinstance(part.executor, CudaExecutor)
             )
-            for batch in self.batches
-        )
-
-    def _take_addresses(self) -> bool:
-        """Do what :meth:`_take_gradients` does, from the ledger, without touching a gradient."""
-        addresses, layouts = gradient_table.read(self._entries)
-        if not np.array_equal(layouts != gradient_table.ABSENT, self._is_present):
+        grads = self.inputs.gradients()
+        if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
+            grads = [unstrange(grad) for grad in grads]
+            self._require_fitting(grads)
+        present = np.array([grad is not None for grad in grads], np.bool_)
+        if not self._take_presence(present, grads):
             return False
         return all(
-            batch.executor.move_gradients(addresses[batch.positions], layouts[batch.positions])
-            for batch in self.batches
-            if isinstance(batch.executor, CudaExecutor)
+            part.executor is not None
+            and part.executor.replace_gradients([grads[i] for i in part.positions.tolist()])
+            for part in self.parts
         )
 
-    def _name(self, position: int) -> str:
-        names = [name for group in self._groups for name, _ in named(group)]
-        return names[position]
+    def _take_presence(self, present: npt.NDArray[np.bool_], grads: list[Any] | None) -> bool:
+        """Admit tensors that have their first gradient; False if one has no place here."""
+        if np.array_equal(present, self.has_gradient):
+            return True
+        new = np.flatnonzero(present & ~self._admitted).tolist()
+        if new:
+            if self._keeps_tensors or not all(position in self._place for position in new):
+                return False
+            with self._state.settled():
+                self._check(new, grads if grads is not None else self.inputs.gradients())
+                self._admit(new)
+            self._is_capture_current = False
+            for part in self.parts:
+                numbers = [self._place[i][1] for i in new if self._place[i][0] is part]
+                if numbers and not (part.executor is not None and part.executor.renew(numbers)):
+                    return False
+        self.has_gradient = present
+        for part in self.parts:
+            part.counts.set_present(present[part.positions])
+        return True
+
+    def _require_fitting(self, grads: Sequence[Any]) -> None:
+        for position, grad in enumerate(grads):
+            if grad is not None and position in self._place:
+                label = f"the gradient of parameter {self.inputs.names[position]!r}"
+                require(misfits(label, grad, self._tensor(position).data))
+
+    def _tensor(self, position: int) -> Tensor:
+        part, number = self._place[position]
+        return part.tensors[number]
 
 
-def _options(optimizer: FusedOptimizer) -> list[Any]:
-    return [group[key] for group in optimizer.param_groups for key in optimizer.defaults]
+def _require_own_memory(name: str, param: Any, data: Any) -> None:
+    """Raise if what a foreign parameter hands out is a copy, which would be updated in its place.
 
-
-def _attach_state(optimizer: FusedOptimizer, batch: Batch, items: list[Item]) -> None:
-    clocks = {(id(row.group), row.clock.step): row.clock for row in batch.rows}
-    for item in items:
-        slots = optimizer.state[item.param]
-        group = optimizer.param_groups[item.group]
-        slots["step"] = clocks[id(group), item.step]
-        slots.update(item.slots)
-
-
-def _are_same(now: list[Any], then: list[Any]) -> bool:
-    """Say whether two lists hold the same objects."""
-    return len(now) == len(then) and all(map(is_, now, then))
-
-
-def _is_own(param: Any) -> bool:
-    """Say whether a parameter notes its changes, by the properties of Parameter itself."""
-    kind = type(param)
-    return (
-        isinstance(param, Parameter) and kind.grad is Parameter.grad and kind.data is Parameter.data
-    )
-
-
-def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
-    """Return, in words, how an array fails to fit the parameter that it belongs to.
-
-    Args:
-        what: how to call the array.
-        array: it; None or another object fits nothing.
-        data: the parameter's array.
-        kinds: which of ``"shape"``, ``"dtype"`` and ``"device"`` to compare; all by default.
+    Raises:
+        RuntimeError: its data is elsewhere whenever it is read.
     """
-    if not is_array(array):
-        return [f"{what} is a {type(array).__name__}, not a NumPy or CuPy array"]
-    facts = (
-        ("shape", array.shape, data.shape, "reshape it"),
-        ("dtype", array.dtype, data.dtype, f"cast it with .astype({data.dtype.name!r})"),
-        ("device", device_of(array), device_of(data), "optimizer.to(device) moves all together"),
-    )
-    return [
-        f"{what} has {kind} {have}, but the parameter has {kind} {want}: {remedy}"
-        for kind, have, want, remedy in facts
-        if have != want and (not kinds or kind in kinds)
-    ]
-
-
-def step_problems(step: Any) -> list[str]:
-    """Return, in words, why a step count cannot be used."""
-    if type(step) is int and step >= 0:
-        return []
-    return [f"slot 'step' must be an int >= 0, not {step!r}"]
-
-
-def _require(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def _as_array(value: Any) -> Any:
-    """Return an array of another framework as one of CuPy or NumPy, anything else as it is."""
-    array = as_array(value)
-    return value if array is None else array
-
-
-def _trainable(name: str, data: Any) -> Any:
-    """Return the data of a parameter as an array that a step can write to, or raise."""
-    array = as_array(data)
-    if array is None:
-        raise TypeError(
-            f"parameter {name!r} holds a {type(data).__name__}, not a NumPy or CuPy array"
+    if not notes_changes(param) and data.size and address(as_array(param.data)) != address(data):
+        raise RuntimeError(
+            f"parameter {name!r} is a {type(param).__name__} whose data is a new copy whenever it "
+            "is read, so that a step would never reach it: return the array itself from data"
         )
-    if array.dtype not in DTYPES:
-        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
-        raise ValueError(f"parameter {name!r} is read-only: pass a copy, or set flags.writeable")
-    steps = zip(array.shape, array.strides, strict=True)
-    if array.size and any(extent > 1 and stride == 0 for extent, stride in steps):
-        raise ValueError(
-            f"parameter {name!r} is a broadcast view, whose elements share memory: pass a copy"
-        )
-    return array
-
-
-def _refuse_shared_memory(items: list[Item]) -> None:
-    """Raise if two parameters start at the same address: blocks would race to update it."""
-    first: dict[tuple[str, int], str] = {}
-    for item in items:
-        if item.data.size:
-            place = (device_of(item.data), address(item.data))
-            if place in first:
-                raise ValueError(
-                    f"parameters {first[place]!r} and {item.name!r} share memory, so that a step "
-                    "would update it twice: pass one of them"
-                )
-            first[place] = item.name

@@ -1,8 +1,8 @@
-"""The slots of parameters that step: made where they belong, filled with zeros."""
+"""The slots of parameters that step: made where they belong, filled with what they begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,45 +14,63 @@ from lucid_gpu.execution.plan import common_layout
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.host_memory import HostMemory
-    from lucid_gpu.optim.core.prepared import Item
+    from lucid_gpu.optim.core.tensors import Tensor
 
 PAGE_BYTES = 4096
 
 LARGE_BYTES = 1 << 20
 """From here on it pays: an allocator maps such arrays each for itself, at the start of a page."""
 
+VECTOR_BYTES = 16
+"""What the kernel loads at a time."""
+
 Key = tuple[str, str, np.dtype[Any]]
 """Device of the parameter, name of the slot, dtype: slots that are made side by side."""
 
 
-def provide(items: Sequence[Item], host_memory: HostMemory | None) -> None:
-    """Give each slot that is None its zeros.
+def provide(
+    tensors: Sequence[Tensor],
+    fills: Sequence[Mapping[str, Any]],
+    host_memory: HostMemory | None,
+) -> None:
+    """Make each slot that is None, with what it begins with.
 
     Args:
-        items: the parameters that step; their slots are changed.
+        tensors: the parameters that step; their slots are changed.
+        fills: for each parameter group, what slots begin with where that is not 0: a number, or
+            ``"param"`` for a copy of the parameter.
         host_memory: where slots of parameters on a GPU live, and are copied if they do not; None
             for beside their parameters.
     """
-    packed: dict[Key, list[Item]] = {}
-    hosted: dict[Key, list[Item]] = {}
-    for item in items:
-        home = device_of(item.data)
-        for turn, (slot, array) in enumerate(item.slots.items()):
-            key = home, slot, item.data.dtype
+    packed: dict[Key, list[Tensor]] = {}
+    hosted: dict[Key, list[Tensor]] = {}
+    lacking = [
+        (tensor, slot, fill)
+        for tensor in tensors
+        for slot, array in (tensor.slots or {}).items()
+        if array is None and (fill := fills[tensor.group].get(slot, 0)) != 0
+    ]
+    for tensor in tensors:
+        slots = tensor.slots or {}
+        home = device_of(tensor.data)
+        for turn, (slot, array) in enumerate(slots.items()):
+            key = home, slot, tensor.data.dtype
             if home != "cpu" and host_memory is not None:
                 if not _is_reachable(array):
-                    hosted.setdefault(key, []).append(item)
-            elif array is None and cpu.fits_a_pack(item.data):
-                packed.setdefault(key, []).append(item)
-            elif array is None and _is_large(item.data):
-                item.slots[slot] = _zeros_apart(item.data, item.data, turn)
+                    hosted.setdefault(key, []).append(tensor)
+            elif array is None and _fits_a_pack(tensor.data):
+                packed.setdefault(key, []).append(tensor)
+            elif array is None and _is_large(tensor.data):
+                slots[slot] = _zeros_apart(tensor.data, tensor.data, turn)
             elif array is None:
-                item.slots[slot] = _zeros_like(item.data)
-    for (_, slot, dtype), own in packed.items():
-        _pack(slot, dtype, own)
+                slots[slot] = _zeros_like(tensor.data)
+    for (home, slot, dtype), own in packed.items():
+        _pack(home, slot, dtype, own)
     if host_memory is not None:
         for (_, slot, _), own in hosted.items():
             _lend(host_memory, slot, own)
+    for tensor, slot, fill in lacking:
+        _fill((tensor.slots or {})[slot], tensor.data if fill == "param" else fill)
 
 
 def copy_apart(array: Any, data: Any, turn: int) -> Any:
@@ -99,21 +117,43 @@ def _is_reachable(array: Any) -> bool:
     return isinstance(array, np.ndarray) and (not array.size or transfer.is_pinned(array))
 
 
-def _pack(slot: str, dtype: np.dtype[Any], items: Sequence[Item]) -> None:
-    ends = np.cumsum([item.data.size for item in items])
-    zeros = np.split(np.zeros(ends[-1], dtype), ends[:-1])
-    for item, part in zip(items, zeros, strict=True):
-        item.slots[slot] = part.reshape(item.data.shape)
+def _fits_a_pack(data: Any) -> bool:
+    """Say whether the slots of a parameter are best made side by side with those of others.
+
+    On a CPU, small tensors are stepped together. On a GPU, each array would be an allocation.
+    """
+    return bool(data.size <= cpu.PACKED_ELEMENTS and data.flags.c_contiguous)
 
 
-def _lend(host_memory: HostMemory, slot: str, items: Sequence[Item]) -> None:
-    lent = host_memory.lend([item.data for item in items])
-    for item, array in zip(items, lent, strict=True):
-        if item.slots[slot] is None:
+def _pack(home: str, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor]) -> None:
+    # On a GPU, every array begins where a vector may be loaded.
+    step = 1 if home == "cpu" else VECTOR_BYTES // dtype.itemsize
+    ends = np.cumsum([-(-tensor.data.size // step) * step for tensor in tensors]).tolist()
+    with gpu.on(home):
+        zeros = gpu.module(home).zeros(ends[-1], dtype)
+    for tensor, start in zip(tensors, [0, *ends], strict=False):
+        part = zeros[start : start + tensor.data.size].reshape(tensor.data.shape)
+        if tensor.slots is not None:
+            tensor.slots[slot] = part
+
+
+def _lend(host_memory: HostMemory, slot: str, tensors: Sequence[Tensor]) -> None:
+    lent = host_memory.lend([tensor.data for tensor in tensors])
+    for tensor, array in zip(tensors, lent, strict=True):
+        slots = tensor.slots if tensor.slots is not None else {}
+        if slots[slot] is None:
             array.fill(0)
         else:
-            transfer.copy_into(array, item.slots[slot])
-        item.slots[slot] = array
+            transfer.copy_into(array, slots[slot])
+        slots[slot] = array
+
+
+def _fill(slot: Any, value: Any) -> None:
+    if isinstance(value, int | float):
+        with gpu.on(device_of(slot)):
+            slot.fill(value)
+    else:
+        transfer.copy_into(slot, value)
 
 
 def _zeros_like(array: Any) -> Any:

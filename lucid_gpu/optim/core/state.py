@@ -6,18 +6,26 @@ import contextlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+import numpy.typing as npt
 
-class Clock:
-    """A step count that parameters share while they step together.
 
-    One increment counts the step of all of them, so that counting costs the host the same for
-    five parameters and five thousand.
+class Shared:
+    """A number of one parameter, such as its step count, in an array that many share.
+
+    One addition counts the step of all of them, so that counting costs the host the same for five
+    parameters and five thousand.
     """
 
-    __slots__ = ("step",)
+    __slots__ = ("_array", "_index")
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, array: npt.NDArray[Any], index: int) -> None:
+        self._array = array
+        self._index = index
+
+    def read(self) -> int | float:
+        """Return the number as one of Python's."""
+        number: int | float = self._array[self._index].item()
+        return number
 
 
 class Watch:
@@ -65,8 +73,8 @@ class Slots(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
-        if type(value) is Clock:
-            return value.step
+        if type(value) is Shared:
+            return value.read()
         self._watch.settle()
         return value
 

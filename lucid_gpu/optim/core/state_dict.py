@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
@@ -17,10 +17,27 @@ from lucid_gpu.optim.core import clients, pytorch
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core.matching import Match, match_groups
 from lucid_gpu.optim.core.slots import copy_apart
+from lucid_gpu.optim.core.state import State
 from lucid_gpu.optim.core.tree import copy_tree
 
-if TYPE_CHECKING:
-    from lucid_gpu.optim.core.optimizer import Optimizer
+
+class Optimizer(Protocol):
+    """What a state dict is taken of and loaded into."""
+
+    param_groups: list[dict[str, Any]]
+    state: State
+
+    def require_valid(self, options: Mapping[str, Any]) -> None:
+        """Raise if an option is out of bounds."""
+        ...
+
+    def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
+        """Return, in words, why slots cannot be loaded as the state of a parameter."""
+        ...
+
+    def home_of_state(self, param: Any) -> str:
+        """Return the device on which the state of a parameter belongs."""
+        ...
 
 
 def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, Any]:
@@ -177,7 +194,7 @@ def _prepare(
     slots = []
     for name, param, saved_id in match.pairs:
         saved = state.get(saved_id, {})
-        wrong = optimizer.slot_problems(param, saved, options) if saved else []
+        wrong = optimizer.slot_problems(param, saved) if saved else []
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
             home = optimizer.home_of_state(param)
@@ -201,7 +218,7 @@ def _prepare_options(
             options[key] = model_clients[key]
             installs.append((model_clients[key], value))
     try:
-        optimizer.check_options(options)
+        optimizer.require_valid(options)
     except (TypeError, ValueError) as error:
         report.problems.append(f"group {match.index}: {error}")
         return present, []

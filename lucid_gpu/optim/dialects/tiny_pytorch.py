@@ -45,8 +45,8 @@ class SGD(optim.SGD):
         u ← μ·u + (1 − μ)·g
         θ ← θ − η·u
 
-    :class:`lucid_gpu.optim.SGD` with ``dampening=momentum``, ``dampen_first=True`` and
-    ``decoupled_weight_decay=True``. Who edits a group's ``momentum`` edits its ``dampening`` too.
+    :class:`lucid_gpu.optim.SGD` with ``dampening=None``, which dampens by the momentum itself,
+    ``dampen_first=True`` and ``decoupled_weight_decay=True``.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs or group dicts.
@@ -70,7 +70,7 @@ class SGD(optim.SGD):
             params,
             lr,
             momentum,
-            dampening=momentum,
+            dampening=None,
             weight_decay=weight_decay,
             decoupled_weight_decay=True,
             dampen_first=True,

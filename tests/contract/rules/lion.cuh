@@ -1,11 +1,10 @@
 // Lion, evolved sign momentum: Chen et al. 2023.
 #pragma once
 
-template <typename T, int decay>
+template <typename T>
 struct Lion {
   static constexpr int slots = 1, used = 1;
 
-  T keep;   // 1 − ηλ
   T beta1;
   T c1;     // 1 − β1
   T beta2;
@@ -13,7 +12,6 @@ struct Lion {
   T lr;     // η
 
   __device__ void operator()(T& param, T g, T& m) const {
-    if (decay) param = param * keep;
     const T c = beta1 * m + c1 * g;
     param = param - lr * T((c > 0) - (c < 0));
     m = beta2 * m + c2 * g;

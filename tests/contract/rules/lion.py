@@ -17,13 +17,12 @@ class Lion(FusedOptimizer):
     kernel = Path(__file__).with_name("lion.cuh")
     functor = "Lion"
     slots = ("exp_avg",)
-    switches = {"decay": (False, True)}  # noqa: RUF012 - declared by the base class
     scratch = 2
+    decay = "decoupled"
 
     class Scalars(NamedTuple):
         """Constants of one step."""
 
-        keep: float
         beta1: float
         c1: float
         beta2: float
@@ -38,22 +37,16 @@ class Lion(FusedOptimizer):
         checks.decay_rates(options, "betas", 2)
 
     @staticmethod
-    def variant(options):
-        return {"decay": options["weight_decay"] > 0}
+    def used_slots(variant):
+        return Lion.slots
 
     @staticmethod
-    def used_slots(variant):
-        return 1
-
-    @classmethod
-    def scalars(cls, options, step):
+    def scalars(options, t):
         lr, (beta1, beta2) = options["lr"], options["betas"]
-        return cls.Scalars(1 - lr * options["weight_decay"], beta1, 1 - beta1, beta2, 1 - beta2, lr)
+        return Lion.Scalars(beta1, 1 - beta1, beta2, 1 - beta2, lr)
 
     @staticmethod
     def update(k, variant, /, param, g, m, a, b):
-        if variant.decay:
-            param *= k.keep
         np.multiply(k.beta1, m, out=a)
         np.multiply(k.c1, g, out=b)
         a += b

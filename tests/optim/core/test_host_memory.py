@@ -34,7 +34,7 @@ def test_host_memory_that_fits_no_more_is_given_back(blocks, released):
     optimizer = trained("cuda:0")
     for size in (7, 8, 9):
         optimizer.offload(block=True)
-        assert optimizer.host_memory._spare == []
+        assert optimizer._placement.host_memory._spare == []
         optimizer.reload(block=True)
         released()
         (param,) = make("cuda:0", (size,))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim.core.state import Clock, State
+from lucid_gpu.optim.core.state import Shared, State
 
 
 class Unhashable:
@@ -72,17 +72,18 @@ def test_clear_removes_all(param):
     assert len(state) == 0
 
 
-def test_slots_read_a_clock_as_its_count(param):
-    state, clock = State(), Clock(3)
-    state[param]["step"] = clock
-    clock.step += 1
+def test_slots_read_a_shared_count_as_an_int(param):
+    state, counts = State(), np.array([0, 3])
+    state[param]["step"] = Shared(counts, 1)
+    counts += 1
+    assert type(state[param]["step"]) is int
     assert state[param]["step"] == 4
     assert dict(state[param].items()) == {"step": 4}
 
 
-def test_setting_a_count_leaves_the_clock_of_the_others(param):
-    state, clock, other = State(), Clock(3), Unhashable()
-    state[param]["step"] = state[other]["step"] = clock
+def test_setting_a_count_leaves_those_of_the_others(param):
+    state, counts, other = State(), np.array([3, 3]), Unhashable()
+    state[param]["step"], state[other]["step"] = Shared(counts, 0), Shared(counts, 1)
     state[param]["step"] = 10
     assert (state[param]["step"], state[other]["step"]) == (10, 3)
 
@@ -115,10 +116,10 @@ def test_reading_is_no_change(param):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_a_duplicate_holds_counts_and_is_independent(duplicate):
-    param, state, clock = Parameter([1.0]), State(), Clock(3)
-    state[param] = {"step": clock, "x": np.ones(1)}
+    param, state, counts = Parameter([1.0]), State(), np.array([3])
+    state[param] = {"step": Shared(counts, 0), "x": np.ones(1)}
     twin = duplicate(state)
-    clock.step += 1
+    counts += 1
     slots = next(iter(twin.values()))
     assert slots["step"] == 3
     slots["x"][...] = 7
@@ -127,6 +128,6 @@ def test_a_duplicate_holds_counts_and_is_independent(duplicate):
 
 def test_repr_shows_the_slots(param):
     state = State()
-    state[param] = {"step": Clock(3)}
+    state[param] = {"step": Shared(np.array([3]), 0)}
     assert repr(state) == "State([{'step': 3}])"
     assert repr(state[param]) == "{'step': 3}"

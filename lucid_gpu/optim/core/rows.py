@@ -1,0 +1,123 @@
+"""Rows: step counts of tensors, and the scalars that tensors share which step alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lucid_gpu.execution.rule import Rule
+from lucid_gpu.optim.core.state import Shared
+
+
+class Rows(NamedTuple):
+    """The scalars of one step.
+
+    Attributes:
+        scalars: for each row, the frame's and then the rule's.
+        row_of: for each tensor, its row; of a tensor without a gradient it means nothing.
+        carries: for each row, what the step leaves for the next one.
+    """
+
+    scalars: list[tuple[float, ...]]
+    row_of: npt.NDArray[np.int32]
+    carries: list[tuple[float, ...]]
+
+
+class Counts:
+    """How many steps each tensor of a tensor group has made, and what its last one left.
+
+    Args:
+        rule: the rule.
+        groups: the parameter groups, for their options.
+        group_of: the number of the group of each tensor.
+    """
+
+    def __init__(
+        self, rule: Rule, groups: Sequence[Mapping[str, Any]], group_of: npt.NDArray[np.intp]
+    ) -> None:
+        self._rule, self._groups, self._group_of = rule, groups, group_of
+        count = len(group_of)
+        self._steps = np.zeros(count, np.int64)
+        self._carries = np.tile([start for _, start in rule.carries], (count, 1))
+        self._is_first = np.zeros(count, np.bool_)
+        self._minds_first = rule.first_scalars is not rule.scalars
+        self._present = np.zeros(count, np.bool_)
+        self._row_of = np.zeros(count, np.int32)
+        self._leaders: list[int] = []
+        self._is_grouped = False
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which tensors have a gradient now."""
+        return self._present
+
+    def admit(self, tensor: int, slots: Mapping[str, Any], is_first: bool) -> None:
+        """Take over the count and the carries of a tensor.
+
+        Args:
+            tensor: its number.
+            slots: what its state holds.
+            is_first: whether slots of it were made for its next step.
+        """
+        self._steps[tensor] = slots.get("step", 0)
+        self._carries[tensor] = [slots.get(name, start) for name, start in self._rule.carries]
+        self._is_first[tensor] = is_first
+        self._is_grouped = False
+
+    def shared(self, tensor: int) -> dict[str, Shared]:
+        """Return what stands in the state of a tensor for its count and carries."""
+        names = [name for name, _ in self._rule.carries]
+        columns = {name: Shared(self._carries[:, i], tensor) for i, name in enumerate(names)}
+        return {"step": Shared(self._steps, tensor), **columns}
+
+    def set_present(self, present: npt.NDArray[np.bool_]) -> None:
+        """Note which tensors have a gradient."""
+        if not np.array_equal(present, self._present):
+            self._present = present
+            self._is_grouped = False
+
+    def rows(self) -> Rows:
+        """Return the scalars of the next step, which changes nothing yet."""
+        if not self._is_grouped:
+            self._group()
+        made = [
+            self._rule.row(
+                self._groups[self._group_of[tensor]],
+                self._steps[tensor].item() + 1,
+                tuple(self._carries[tensor].tolist()),
+                self._minds_first and bool(self._is_first[tensor]),
+            )
+            for tensor in self._leaders
+        ]
+        return Rows([scalars for scalars, _ in made], self._row_of, [left for _, left in made])
+
+    def count(self, rows: Rows) -> None:
+        """Count the step that these rows were made for."""
+        self._steps += self._present
+        if self._rule.carries and rows.carries:
+            left = np.array(rows.carries)
+            self._carries[self._present] = left[rows.row_of[self._present]]
+        if self._is_first.any():
+            self._is_first &= ~self._present
+            self._is_grouped = self._is_grouped and not self._minds_first
+
+    def _group(self) -> None:
+        """Find the tensors that step alike: one group, count and carry, and slots as new."""
+        tensors = np.flatnonzero(self._present)
+        firsts = self._is_first & self._minds_first
+        keys = [self._group_of, self._steps, firsts, *self._carries.T]
+        columns = [key[tensors] for key in keys]
+        order = np.lexsort(columns[::-1])
+        differs = np.zeros(len(tensors), np.bool_)
+        differs[:1] = True
+        for column in columns:
+            sorted_column = column[order]
+            differs[1:] |= sorted_column[1:] != sorted_column[:-1]
+        row_of = np.zeros(len(self._present), np.int32)
+        row_of[tensors[order]] = np.cumsum(differs) - 1
+        self._row_of = row_of
+        self._leaders = tensors[order][differs].tolist()
+        self._is_grouped = True
