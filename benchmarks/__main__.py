@@ -109,7 +109,7 @@ def _ask(question: ModuleType, options: Options, directory: Path) -> int:
         try:
             show(report, title=title)
         except ImportError as error:  # the numbers are safe
-            print(f"{error}: pip install 'lucid-gpu[bench]'")
+            print(f"{error}: pip install -e '.[bench]'")
     print(f"{path} ({time.monotonic() - started:.0f} s)\n")
     return int(any(m.contender == OURS and m.missing for m in report.measurements))
 

@@ -18,7 +18,10 @@ class DemoError(Exception):
 
 
 PACKAGES = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
-"""What ``lucid-gpu[demo]`` installs: the name to import, and the name of the package."""
+"""What the extra ``demo`` installs: the name to import, and the name of the package."""
+
+INSTALL = "in a clone of lucid_gpu, pip install '.[demo]'"
+"""What to do where one of them is missing."""
 
 
 def absent_packages() -> list[str]:
@@ -30,7 +33,7 @@ def check_packages() -> None:
     """Raise DemoError if a package of the demo is not installed."""
     absent = absent_packages()
     if absent:
-        raise DemoError(f"the demo needs {', '.join(absent)}: pip install 'lucid-gpu[demo]'")
+        raise DemoError(f"the demo needs {', '.join(absent)}: {INSTALL}")
 
 
 @contextlib.contextmanager

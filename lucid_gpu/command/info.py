@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lucid_gpu
-from lucid_gpu.command.display import absent_packages
+from lucid_gpu.command.display import INSTALL, absent_packages
 from lucid_gpu.device import gpu
 from lucid_gpu.execution import compiled
 from lucid_gpu.execution.cpu import thread_count
@@ -105,7 +105,7 @@ def report() -> str:
     rows = [*_software(facts), *_devices(facts, missing), *_kernels(missing)]
     absent = absent_packages()
     if absent:
-        missing.append(f"for the demo: {', '.join(absent)}: pip install 'lucid-gpu[demo]'")
+        missing.append(f"for the demo: {', '.join(absent)}: {INSTALL}")
     rows += [("missing", reason) for reason in missing or ["nothing"]]
     return "\n".join(f"{name:13} {text}" for name, text in rows)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INSTALL = (
-    "pip install 'lucid-gpu[cuda13]' (NVIDIA driver 580 or newer) or "
-    "pip install 'lucid-gpu[cuda12]' (driver 525 or newer)"
+    "in a clone of lucid_gpu, pip install '.[cuda13]' (NVIDIA driver 580 or newer) or "
+    "pip install '.[cuda12]' (driver 525 or newer)"
 )
 """What to do where CuPy or a part of it is missing."""
 

@@ -110,7 +110,7 @@ def test_a_run_is_recorded_where_nothing_can_show_it(
     monkeypatch.setitem(sys.modules, package, None)
     assert command.main(["--device", "cpu", "--results", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*-speed.json"))) == 1
-    assert "pip install 'lucid-gpu[bench]'" in capsys.readouterr().out
+    assert "pip install -e '.[bench]'" in capsys.readouterr().out
 
 
 @pytest.fixture

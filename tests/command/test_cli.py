@@ -129,7 +129,7 @@ def test_a_gpu_that_is_not_there_is_a_failure(monkeypatch, capsys) -> None:
         assert run("demo", "--device", "cuda") == 1
     finally:
         gpu._probe.cache_clear()
-    assert "pip install 'lucid-gpu[cuda13]'" in capsys.readouterr().err
+    assert "pip install '.[cuda13]'" in capsys.readouterr().err
 
 
 def test_a_senseless_number_of_threads_is_a_failure(monkeypatch, tmp_path, capsys) -> None:
@@ -179,7 +179,7 @@ def test_an_interrupt_elsewhere_ends_with_130(monkeypatch, capsys) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lucid_gpu.info.report", interrupt)
+    monkeypatch.setattr("lucid_gpu.command.info.report", interrupt)
     assert run("info") == 130
     assert capsys.readouterr().err == "lucid-gpu: interrupted\n"
 

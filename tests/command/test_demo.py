@@ -299,7 +299,7 @@ def test_a_checkpoint_of_something_else_cannot_be_resumed(tmp_path: Path, tree) 
 
 def test_missing_packages_are_named_before_anything_is_written(monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(display.PACKAGES, "no_such_module", "no-such-package")
-    with pytest.raises(display.DemoError, match=r"needs no-such-package: pip install 'lucid-gpu\["):
+    with pytest.raises(display.DemoError, match=r"needs no-such-package: .*pip install '\.\["):
         train(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

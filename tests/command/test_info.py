@@ -34,7 +34,7 @@ def test_without_cupy_the_cpu_runs_and_the_remedy_is_named(without_cupy) -> None
     for name in ("CuPy", "CUDA runtime", "NVRTC", "driver"):
         assert found[name] == ["not found"]
     assert found["missing"][0].startswith("for a GPU: CuPy cannot be imported")
-    assert "pip install 'lucid-gpu[cuda13]'" in found["missing"][0]
+    assert "pip install '.[cuda13]'" in found["missing"][0]
 
 
 def test_a_gpu_is_named_with_its_memory(with_nvrtc, emulated, monkeypatch) -> None:
@@ -167,5 +167,5 @@ def test_an_unknown_mode_of_the_cpu_is_told(without_cupy, monkeypatch) -> None:
 
 def test_absent_packages_of_the_demo_are_told(without_cupy, monkeypatch) -> None:
     monkeypatch.setitem(display.PACKAGES, "no_such_module", "no-such-package")
-    remedy = "for the demo: no-such-package: pip install 'lucid-gpu[demo]'"
+    remedy = "for the demo: no-such-package: in a clone of lucid_gpu, pip install '.[demo]'"
     assert rows()["missing"][-1] == remedy

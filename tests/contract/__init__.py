@@ -1,1 +1,1 @@
-"""The contract, row by row."""
+"""The contract, docs/contract.md, row by row."""

@@ -23,7 +23,7 @@ class Foreign:
 
 
 class MyOptimizer(Optimizer):
-    """The custom optimizer of seed 000."""
+    """Lucid's example of an optimizer of one's own."""
 
     def __init__(self, params, lr=0.01):
         defaults = {"lr": lr}

@@ -1,4 +1,4 @@
-"""Section 1 of the contract: where the systems disagree, this is the decision."""
+"""Section 1 of docs/contract.md: where the systems disagree, this is the decision."""
 
 from __future__ import annotations
 

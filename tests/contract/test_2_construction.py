@@ -1,4 +1,4 @@
-"""Section 2 of the contract: construction and groups."""
+"""Section 2 of docs/contract.md: construction and groups."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RULES = [optim.SGD, optim.Adam, optim.AdamW]
 
 
 def test_the_base_class_cannot_be_made():
-    """Row 1."""
+    """Row 1 of docs/contract.md."""
     with pytest.raises(TypeError, match=r"Optimizer is abstract.*step"):
         optim.Optimizer([Parameter([1.0])], {})
 
 
 def test_a_subclass_without_step_raises_when_stepped():
-    """Row 1."""
+    """Row 1 of docs/contract.md."""
 
     class Idle(optim.Optimizer):
         pass
@@ -40,7 +40,7 @@ def test_a_subclass_without_step_raises_when_stepped():
 
 
 def test_super_step_raises():
-    """Row 1."""
+    """Row 1 of docs/contract.md."""
 
     class Lazy(optim.Optimizer):
         def step(self, closure=None):
@@ -50,15 +50,15 @@ def test_super_step_raises():
         Lazy([Parameter([1.0])], {}).step()
 
 
-def test_the_custom_optimizer_of_the_seed_runs_unchanged(device):
-    """Row 2."""
+def test_the_custom_optimizer_of_lucid_runs_unchanged(device):
+    """Row 2 of docs/contract.md."""
     params = [trained([1.0, 2.0], [0.5, 1.0], device), Parameter([3.0], device=device)]
     MyOptimizer(params, lr=0.5).step()
     assert [values(param) for param in params] == [[0.75, 1.5], [3.0]]
 
 
 def test_param_groups_setup_returns_one_group():
-    """Row 3."""
+    """Row 3 of docs/contract.md."""
     param, other = Parameter([1.0]), Parameter([2.0])
     optimizer = MyOptimizer([param], lr=0.5)
     assert optimizer.param_groups_setup([other], {"lr": 0.1, "own": "x"}) == [
@@ -68,7 +68,7 @@ def test_param_groups_setup_returns_one_group():
 
 
 def test_param_groups_setup_keeps_names_that_were_given():
-    """Rows 3 and 8."""
+    """Rows 3 and 8 of docs/contract.md."""
     param = Parameter([1.0])
     optimizer = MyOptimizer([Parameter([2.0])])
     assert optimizer.param_groups_setup([("w", param)], {}) == [
@@ -77,7 +77,7 @@ def test_param_groups_setup_keeps_names_that_were_given():
 
 
 def test_a_subclass_can_group_parameters_otherwise():
-    """Row 3."""
+    """Row 3 of docs/contract.md."""
 
     class NoDecayOfBiases(MyOptimizer):
         def param_groups_setup(self, params, defaults):
@@ -94,39 +94,39 @@ def test_a_subclass_can_group_parameters_otherwise():
 
 @pytest.mark.parametrize("params", [3, None, 1.5, "w", b"w"])
 def test_params_that_are_no_collection_are_refused(params):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     with pytest.raises(TypeError, match="params must be an iterable.*not " + type(params).__name__):
         optim.SGD(params)
 
 
 def test_a_bare_parameter_is_refused_with_the_remedy(device):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     with pytest.raises(TypeError, match=r"single Parameter: pass a list, \[it\]"):
         optim.SGD(Parameter([1.0], device=device))
 
 
 def test_a_bare_array_is_refused_with_the_remedy(device):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     with pytest.raises(TypeError, match=r"single ndarray: pass a list, \[it\]"):
         optim.SGD(array([1.0], device))
 
 
 @pytest.mark.parametrize("kind", [set, frozenset])
 def test_a_set_is_refused_because_it_has_no_order(kind):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     with pytest.raises(TypeError, match="set, which has no deterministic order: pass a list"):
         optim.SGD(kind([Parameter([1.0])]))
 
 
 def test_an_element_that_is_no_parameter_is_named_by_position_and_type(device):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     with pytest.raises(TypeError, match="element 1 of parameter group 0 is a ndarray"):
         optim.SGD([Parameter([1.0], device=device), array([1.0], device)])
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_hyperparameters_are_checked_before_params_are_iterated(rule):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     touched = []
 
     def params():
@@ -140,7 +140,7 @@ def test_hyperparameters_are_checked_before_params_are_iterated(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_object_with_data_and_grad_trains_without_an_adapter(device, rule):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     foreign = Foreign(array([1.0, 2.0], device), array([0.5, -0.5], device))
     own = trained([1.0, 2.0], [0.5, -0.5], device)
     rule([foreign], lr=0.1).step()
@@ -149,7 +149,7 @@ def test_an_object_with_data_and_grad_trains_without_an_adapter(device, rule):
 
 
 def test_an_object_whose_gradient_array_changes_every_step_trains(device):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
     foreign, own = Foreign(array([1.0], device)), Parameter([1.0], device=device)
     optimizers = [optim.Adam([foreign], lr=0.1), optim.Adam([own], lr=0.1)]
     for gradient in (1.0, -2.0, 0.5):
@@ -161,7 +161,7 @@ def test_an_object_whose_gradient_array_changes_every_step_trains(device):
 
 
 def test_an_object_that_compares_elementwise_trains(device):
-    """Row 4."""
+    """Row 4 of docs/contract.md."""
 
     class Elementwise(Foreign):
         def __eq__(self, other):
@@ -177,7 +177,7 @@ def test_an_object_that_compares_elementwise_trains(device):
 
 
 def test_a_duplicate_in_a_group_warns_and_is_updated_once(device):
-    """Row 5."""
+    """Row 5 of docs/contract.md."""
     param = trained([1.0], [1.0], device, name="w")
     with pytest.warns(UserWarning, match="'w' appears more than once.*updated once") as caught:
         optimizer = optim.SGD([param, param], lr=0.5)
@@ -188,14 +188,14 @@ def test_a_duplicate_in_a_group_warns_and_is_updated_once(device):
 
 
 def test_a_parameter_in_two_groups_is_refused_by_name():
-    """Row 5."""
+    """Row 5 of docs/contract.md."""
     param = Parameter([1.0], name="w")
     with pytest.raises(ValueError, match="'w' is already in parameter group 0"):
         optim.SGD([{"params": [param]}, {"params": [param]}])
 
 
 def test_add_param_group_fills_options_from_the_defaults():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])], lr=0.5)
     optimizer.add_param_group({"params": [Parameter([2.0])], "eps": 0.25})
     assert optimizer.param_groups[1]["lr"] == 0.5
@@ -203,14 +203,14 @@ def test_add_param_group_fills_options_from_the_defaults():
 
 
 def test_add_param_group_keeps_unknown_keys():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     optimizer.add_param_group({"params": [Parameter([2.0])], "initial_lr": 3})
     assert optimizer.param_groups[1]["initial_lr"] == 3
 
 
 def test_add_param_group_never_changes_the_callers_dict():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     params = [Parameter([2.0])]
     group = {"params": params, "lr": 0.5}
@@ -222,7 +222,7 @@ def test_add_param_group_never_changes_the_callers_dict():
 
 
 def test_add_param_group_keeps_the_identity_of_the_list():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     groups, first = optimizer.param_groups, optimizer.param_groups[0]
     optimizer.add_param_group({"params": [Parameter([2.0])]})
@@ -231,7 +231,7 @@ def test_add_param_group_keeps_the_identity_of_the_list():
 
 
 def test_add_param_group_takes_any_ordered_iterable():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     more = [Parameter([2.0]), Parameter([3.0])]
     optimizer.add_param_group({"params": iter(more)})
@@ -247,14 +247,14 @@ def test_add_param_group_takes_any_ordered_iterable():
     ],
 )
 def test_add_param_group_needs_parameters(group, message):
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     with unchanged(optimizer), pytest.raises(ValueError, match=message):
         optimizer.add_param_group(group)
 
 
 def test_add_param_group_refuses_an_overlap():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     param = Parameter([1.0], name="w")
     optimizer = optim.Adam([param])
     with unchanged(optimizer), pytest.raises(ValueError, match="'w' is already in"):
@@ -262,14 +262,14 @@ def test_add_param_group_refuses_an_overlap():
 
 
 def test_add_param_group_checks_the_options_of_the_group():
-    """Row 6 and 10."""
+    """Rows 6 and 10 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0])])
     with unchanged(optimizer), pytest.raises(ValueError, match="eps must be >= 0, not -2"):
         optimizer.add_param_group({"params": [Parameter([2.0])], "eps": -2})
 
 
 def test_add_param_group_leaves_the_state_of_the_others(device):
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     old, new = trained([1.0], [1.0], device), trained([2.0], [1.0], device)
     optimizer = optim.Adam([old])
     optimizer.step()
@@ -282,7 +282,7 @@ def test_add_param_group_leaves_the_state_of_the_others(device):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_edited_learning_rate_takes_effect_at_the_next_step(device, rule):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = rule([param])
     optimizer.step()
@@ -293,7 +293,7 @@ def test_an_edited_learning_rate_takes_effect_at_the_next_step(device, rule):
 
 
 def test_an_edited_learning_rate_reaches_strided_arrays(device):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     whole = array([[1.0, 9.0], [2.0, 9.0]], device)
     param = Parameter(whole[:, 0])
     param.grad = array([1.0, 1.0], device)
@@ -316,7 +316,7 @@ def captured(optimizer):
 
 @pytest.mark.usefixtures("emulated")
 def test_an_edited_learning_rate_reaches_a_replayed_graph():
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     param = trained([1.0], [1.0], "cuda:0")
     optimizer = optim.SGD([param], lr=0.5)
     stream, graph = captured(optimizer)
@@ -331,7 +331,7 @@ def test_an_edited_learning_rate_reaches_a_replayed_graph():
 
 @pytest.mark.usefixtures("emulated")
 def test_a_group_added_after_a_capture_asks_for_another():
-    """Row 6."""
+    """Row 6 of docs/contract.md."""
     param, more = (trained([1.0], [1.0], "cuda:0") for _ in range(2))
     optimizer = optim.SGD([param], lr=0.5)
     stream, _ = captured(optimizer)
@@ -354,7 +354,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_any_option_of_adam_takes_effect_at_the_next_step(device, option):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     edited, fresh = (trained([1.0], [3.0], device) for _ in range(2))
     start = {"weight_decay": 0.1, "lr": 0.1}
     one = optim.Adam([edited], **start)
@@ -371,7 +371,7 @@ def test_any_option_of_adam_takes_effect_at_the_next_step(device, option):
 
 
 def test_an_option_of_one_group_does_not_reach_the_other(device):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     one, two = trained([1.0], [1.0], device), trained([1.0], [1.0], device)
     optimizer = optim.SGD([{"params": [one]}, {"params": [two]}], lr=0.5)
     optimizer.param_groups[1]["lr"] = 0.25
@@ -380,7 +380,7 @@ def test_an_option_of_one_group_does_not_reach_the_other(device):
 
 
 def test_a_group_dict_that_was_replaced_takes_effect_at_the_next_step(device):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = optim.SGD([param], lr=0.5)
     optimizer.step()
@@ -390,7 +390,7 @@ def test_a_group_dict_that_was_replaced_takes_effect_at_the_next_step(device):
 
 
 def test_a_parameter_that_was_exchanged_in_its_list_takes_effect(device):
-    """Row 7."""
+    """Row 7 of docs/contract.md."""
     one, two = trained([1.0], [1.0], device), trained([5.0], [1.0], device)
     optimizer = optim.SGD([one], lr=0.5)
     optimizer.step()
@@ -400,45 +400,45 @@ def test_a_parameter_that_was_exchanged_in_its_list_takes_effect(device):
 
 
 def test_names_come_from_pairs(device):
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([("w", Parameter([1.0], device=device)), ("b", Parameter([2.0]))])
     assert optimizer.param_groups[0]["param_names"] == ["w", "b"]
 
 
 def test_a_pair_overrules_the_name_of_the_parameter():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([("outer", Parameter([1.0], name="inner"))])
     assert optimizer.param_groups[0]["param_names"] == ["outer"]
 
 
 def test_names_come_from_parameters():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([Parameter([1.0], name="w")])
     assert optimizer.param_groups[0]["param_names"] == ["w"]
 
 
 def test_unnamed_parameters_are_numbered_by_group():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     groups = [{"params": [Parameter([1.0])]}, {"params": [Parameter([2.0]), Parameter([3.0])]}]
     optimizer = optim.SGD(groups)
     assert [g["param_names"] for g in optimizer.param_groups] == [["0.0"], ["1.0", "1.1"]]
 
 
 def test_names_appear_in_state_dicts_and_repr():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([("encoder.weight", Parameter([1.0]))])
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["encoder.weight"]
     assert "encoder.weight" in repr(optimizer)
 
 
 def test_mixing_named_and_unnamed_in_a_group_is_refused():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     with pytest.raises(ValueError, match="mixes named and unnamed parameters: name element 1"):
         optim.SGD([Parameter([1.0], name="w"), Parameter([2.0])])
 
 
 def test_mixing_named_and_unnamed_groups_is_refused():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([("w", Parameter([1.0]))])
     with (
         unchanged(optimizer),
@@ -448,7 +448,7 @@ def test_mixing_named_and_unnamed_groups_is_refused():
 
 
 def test_a_group_can_be_added_after_one_was_deleted():
-    """Row 8."""
+    """Row 8 of docs/contract.md."""
     optimizer = optim.SGD([{"params": [Parameter([1.0])]}, {"params": [Parameter([2.0])]}])
     del optimizer.param_groups[0]
     optimizer.add_param_group({"params": [Parameter([3.0])]})
@@ -456,7 +456,7 @@ def test_a_group_can_be_added_after_one_was_deleted():
 
 
 def test_repr_shows_class_sorted_options_counts_and_device(device):
-    """Row 9."""
+    """Row 9 of docs/contract.md."""
     params = [Parameter(np.zeros((2, 3), np.float32), device=device) for _ in range(2)]
     optimizer = optim.SGD(params, lr=0.5)
     lines = repr(optimizer).splitlines()
@@ -471,7 +471,7 @@ def test_repr_shows_class_sorted_options_counts_and_device(device):
 
 
 def test_repr_of_many_parameters_stays_short():
-    """Row 9."""
+    """Row 9 of docs/contract.md."""
     optimizer = optim.SGD([(f"layer{i}", Parameter([1.0])) for i in range(100)])
     assert "100 parameters (layer0, layer1, layer2, layer3, …), 100 elements" in repr(optimizer)
 
@@ -489,7 +489,7 @@ BOUNDS = [
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("option", "value", "bound"), BOUNDS)
 def test_an_option_out_of_bounds_is_named_with_bound_and_value(rule, option, value, bound):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     with pytest.raises(ValueError, match=f"{option} must be {bound}, not {value!r}"):
         rule([Parameter([1.0])], **{option: value})
 
@@ -498,7 +498,7 @@ def test_an_option_out_of_bounds_is_named_with_bound_and_value(rule, option, val
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5])
 def test_a_decay_rate_lies_in_zero_to_one(rule, place, value):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     betas = [0.9, 0.999]
     betas[place] = value
     with pytest.raises(ValueError, match=rf"betas\[{place}\] must be >= 0 and < 1, not {value}"):
@@ -507,39 +507,39 @@ def test_a_decay_rate_lies_in_zero_to_one(rule, place, value):
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_a_decay_rate_is_finite(value):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     with pytest.raises(ValueError, match=rf"betas\[1\] must be finite, not {value}"):
         optim.Adam([Parameter([1.0])], betas=(0.9, value))
 
 
 def test_eps_is_not_negative():
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     with pytest.raises(ValueError, match="eps must be >= 0, not -1e-08"):
         optim.Adam([Parameter([1.0])], eps=-1e-8)
 
 
 def test_momentum_is_not_negative():
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     with pytest.raises(ValueError, match=r"momentum must be >= 0, not -0\.5"):
         optim.SGD([Parameter([1.0])], momentum=-0.5)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}])
 def test_nesterov_needs_momentum_and_no_dampening(options):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     with pytest.raises(ValueError, match="nesterov needs momentum > 0 and dampening 0, not"):
         optim.SGD([Parameter([1.0])], nesterov=True, **options)
 
 
 def test_the_bounds_themselves_are_allowed(device):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optim.Adam([param], lr=0, betas=(0, 0), eps=0, weight_decay=0).step()
     assert values(param) == [1.0]
 
 
 def test_an_option_edited_out_of_bounds_is_refused_at_the_next_step(device):
-    """Row 10."""
+    """Row 10 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = optim.SGD([param], lr=0.5)
     optimizer.step()

@@ -1,4 +1,4 @@
-"""Row 17 of the contract: hooks around a step, a state dict and its loading."""
+"""Row 17 of docs/contract.md: hooks around a step, a state dict and its loading."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exercise(optimizer):
 
 @pytest.mark.parametrize("name", ["step_pre", "step_post", *STATE_HOOKS])
 def test_every_registration_fires_once_per_call(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     register(optimizer, name, lambda *_: calls.append(name))
     exercise(optimizer)
@@ -42,7 +42,7 @@ def test_every_registration_fires_once_per_call(optimizer, name):
 
 @pytest.mark.parametrize("name", ["step_pre", "step_post"])
 def test_step_hooks_get_optimizer_args_and_kwargs(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     register(optimizer, name, lambda *given: calls.append(given))
 
@@ -55,7 +55,7 @@ def test_step_hooks_get_optimizer_args_and_kwargs(optimizer, name):
 
 
 def test_the_post_hook_runs_after_the_update_and_the_pre_hook_before(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     param = optimizer.param_groups[0]["params"][0]
     seen = []
     optimizer.register_step_pre_hook(lambda *_: seen.append(values(param)))
@@ -66,7 +66,7 @@ def test_the_post_hook_runs_after_the_update_and_the_pre_hook_before(optimizer):
 
 
 def test_a_pre_hook_can_replace_the_arguments(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     seen = []
     optimizer.register_step_pre_hook(lambda *_: ((), {"closure": lambda: "replaced"}))
     optimizer.register_step_post_hook(lambda _, args, kwargs: seen.append((args, list(kwargs))))
@@ -75,7 +75,7 @@ def test_a_pre_hook_can_replace_the_arguments(optimizer):
 
 
 def test_each_pre_hook_sees_what_the_one_before_it_left(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     seen = []
     optimizer.register_step_pre_hook(lambda *_: ((lambda: 1,), {}))
     optimizer.register_step_pre_hook(lambda _, args, __: seen.append(args[0]()))
@@ -87,7 +87,7 @@ def test_each_pre_hook_sees_what_the_one_before_it_left(optimizer):
     "wrong", [1, "no", (), ((), {}, ()), ([], {}), ((), []), ((), None), {}, False]
 )
 def test_a_pre_hook_that_returns_anything_else_is_an_error(optimizer, wrong):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer.register_step_pre_hook(lambda *_: wrong)
     message = r"must return None or \(args, kwargs\)"
     with unchanged(optimizer), pytest.raises(RuntimeError, match=message):
@@ -95,7 +95,7 @@ def test_a_pre_hook_that_returns_anything_else_is_an_error(optimizer, wrong):
 
 
 def test_step_hooks_run_in_order_with_the_process_outside(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
 
     def note(text):
@@ -126,7 +126,7 @@ def test_step_hooks_run_in_order_with_the_process_outside(optimizer):
 
 
 def test_process_wide_hooks_run_for_every_optimizer(device):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     optimizers = [
         optim.SGD([trained([1.0], [1.0], device)]),
@@ -141,14 +141,14 @@ def test_process_wide_hooks_run_for_every_optimizer(device):
 
 
 def test_a_process_wide_pre_hook_can_replace_the_arguments(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     with register_optimizer_step_pre_hook(lambda *_: ((lambda: "process",), {})):
         assert optimizer.step() == "process"
 
 
 @pytest.mark.parametrize("name", STATE_HOOKS)
 def test_prepend_runs_a_hook_ahead_of_the_others(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     for text, options in (
         ("1", {}),
@@ -162,7 +162,7 @@ def test_prepend_runs_a_hook_ahead_of_the_others(optimizer, name):
 
 
 def test_the_state_dict_pre_hook_runs_ahead_of_the_snapshot(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
 
     def set_rate(own):
         own.param_groups[0]["lr"] = 0.75
@@ -172,20 +172,20 @@ def test_the_state_dict_pre_hook_runs_ahead_of_the_snapshot(optimizer):
 
 
 def test_a_state_dict_post_hook_can_edit_the_dict(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer.register_state_dict_post_hook(lambda _, saved: saved.update(note="edited"))
     assert optimizer.state_dict()["note"] == "edited"
 
 
 def test_a_state_dict_post_hook_can_replace_the_dict(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer.register_state_dict_post_hook(lambda *_: {"replaced": 1})
     optimizer.register_state_dict_post_hook(lambda _, saved: {**saved, "again": 2})
     assert optimizer.state_dict() == {"replaced": 1, "again": 2}
 
 
 def test_a_load_pre_hook_can_edit_its_shallow_copy(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     saved = optimizer.state_dict()
     before = picture(saved)
 
@@ -201,7 +201,7 @@ def test_a_load_pre_hook_can_edit_its_shallow_copy(optimizer):
 
 
 def test_a_load_pre_hook_can_replace_the_dict(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     saved = optimizer.state_dict()
     saved["param_groups"][0]["lr"] = 0.75
     optimizer.register_load_state_dict_pre_hook(lambda *_: saved)
@@ -211,7 +211,7 @@ def test_a_load_pre_hook_can_replace_the_dict(optimizer):
 
 @pytest.mark.parametrize("name", ["state_dict_post", "load_state_dict_pre"])
 def test_a_replacement_that_is_no_dict_is_an_error(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     call = {
         "state_dict_post": optimizer.state_dict,
         "load_state_dict_pre": functools.partial(optimizer.load_state_dict, optimizer.state_dict()),
@@ -223,7 +223,7 @@ def test_a_replacement_that_is_no_dict_is_an_error(optimizer, name):
 
 
 def test_load_post_hooks_see_what_was_loaded(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     saved = optimizer.state_dict()
     saved["param_groups"][0]["lr"] = 0.75
     seen = []
@@ -233,7 +233,7 @@ def test_load_post_hooks_see_what_was_loaded(optimizer):
 
 
 def test_load_post_hooks_do_not_run_when_loading_failed(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     optimizer.register_load_state_dict_post_hook(calls.append)
     with pytest.raises(KeyError):
@@ -242,7 +242,7 @@ def test_load_post_hooks_do_not_run_when_loading_failed(optimizer):
 
 
 def test_a_handle_removes_its_hook_and_no_other(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     first = optimizer.register_step_pre_hook(lambda *_: calls.append(1))
     optimizer.register_step_pre_hook(lambda *_: calls.append(2))
@@ -252,7 +252,7 @@ def test_a_handle_removes_its_hook_and_no_other(optimizer):
 
 
 def test_removing_twice_is_harmless(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     handle = optimizer.register_step_pre_hook(lambda *_: calls.append(1))
     handle.remove()
@@ -263,7 +263,7 @@ def test_removing_twice_is_harmless(optimizer):
 
 
 def test_one_function_registered_twice_is_two_hooks(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
 
     def hook(*_):
@@ -278,7 +278,7 @@ def test_one_function_registered_twice_is_two_hooks(optimizer):
 
 
 def test_a_handle_is_a_context_manager(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
     with optimizer.register_step_pre_hook(lambda *_: calls.append(1)) as handle:
         assert isinstance(handle, optim.RemovableHandle)
@@ -288,7 +288,7 @@ def test_a_handle_is_a_context_manager(optimizer):
 
 
 def test_a_handle_removes_its_hook_when_the_block_raises(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
 
     def fail():
@@ -302,7 +302,7 @@ def test_a_handle_removes_its_hook_when_the_block_raises(optimizer):
 
 
 def test_a_hook_may_remove_itself_while_running(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
 
     def once(*_):
@@ -317,7 +317,7 @@ def test_a_hook_may_remove_itself_while_running(optimizer):
 
 
 def test_a_hook_may_register_another_for_the_next_step(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     calls = []
 
     def spawn(*_):
@@ -337,7 +337,7 @@ def raise_once(*_):
 
 @pytest.mark.parametrize("name", ["step_pre", "state_dict_pre", "load_state_dict_pre"])
 def test_a_pre_hook_that_raises_leaves_the_optimizer_unchanged(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer.step()
     saved = optimizer.state_dict()
     optimizer.step()
@@ -355,7 +355,7 @@ def test_a_pre_hook_that_raises_leaves_the_optimizer_unchanged(optimizer, name):
 
 
 def test_a_process_wide_hook_that_raises_leaves_the_optimizer_unchanged(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     with (
         register_optimizer_step_pre_hook(raise_once),
         unchanged(optimizer),
@@ -366,7 +366,7 @@ def test_a_process_wide_hook_that_raises_leaves_the_optimizer_unchanged(optimize
 
 
 def test_the_step_after_a_post_hook_that_raised_works(optimizer):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     param = optimizer.param_groups[0]["params"][0]
     with optimizer.register_step_post_hook(raise_once), pytest.raises(ArithmeticError):
         optimizer.step()
@@ -378,7 +378,7 @@ def test_the_step_after_a_post_hook_that_raised_works(optimizer):
 
 
 def test_a_step_that_calls_super_runs_the_hooks_once(device):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
 
     class Clipped(optim.SGD):
         def step(self, closure=None):
@@ -398,7 +398,7 @@ def test_a_step_that_calls_super_runs_the_hooks_once(device):
 
 
 def test_a_closure_may_step_another_optimizer_with_its_hooks(device):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     inner = optim.SGD([trained([1.0], [1.0], device)])
     outer = optim.SGD([trained([1.0], [1.0], device)])
     calls = []
@@ -410,7 +410,7 @@ def test_a_closure_may_step_another_optimizer_with_its_hooks(device):
 
 @pytest.mark.parametrize("name", ["step_pre", "step_post", *STATE_HOOKS])
 def test_what_cannot_be_called_is_no_hook(optimizer, name):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     with pytest.raises(TypeError, match="hook must be callable, not 'print'"):
         register(optimizer, name, "print")
 
@@ -418,7 +418,7 @@ def test_what_cannot_be_called_is_no_hook(optimizer, name):
 @pytest.mark.parametrize("name", ["step_pre", "step_post", *STATE_HOOKS])
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_hooks_are_not_copied_or_pickled(name, duplicate):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer = optim.Adam([trained([1.0], [1.0], "cpu")])
     calls = []
     register(optimizer, name, lambda *_: calls.append(name))
@@ -431,7 +431,7 @@ def test_hooks_are_not_copied_or_pickled(name, duplicate):
 
 
 def test_a_copy_made_inside_a_hook_runs_its_own_hooks():
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     optimizer = optim.SGD([trained([1.0], [1.0], "cpu")])
     copies = []
     optimizer.register_step_pre_hook(lambda own, *_: copies.append(copy.deepcopy(own)))
@@ -443,13 +443,13 @@ def test_a_copy_made_inside_a_hook_runs_its_own_hooks():
 
 
 def test_the_documented_aliases_of_hook_types_exist():
-    """Seed 003, attributes."""
+    """Row 17 of docs/contract.md: mighty documents them as attributes."""
     assert optim.OptimizerStub.OptimizerPreHook is optim.Optimizer.OptimizerPreHook
     assert optim.OptimizerStub.OptimizerPostHook is not None
 
 
 def test_gradient_clipping_as_a_hook(device):
-    """Row 17."""
+    """Row 17 of docs/contract.md."""
     param = Parameter(np.zeros(2, np.float32), device=device)
     optimizer = optim.SGD([param], lr=1.0)
 

@@ -1,4 +1,4 @@
-"""Section 3 of the contract: stepping. Row 17, hooks, has a file of its own."""
+"""Section 3 of docs/contract.md: stepping. Row 17, hooks, has a file of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RULES = [optim.SGD, optim.Adam, optim.AdamW]
 
 @pytest.mark.parametrize("how", ["positional", "keyword"])
 def test_the_closure_runs_once_and_before_the_update(device, how):
-    """Row 11."""
+    """Row 11 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = optim.SGD([param], lr=0.5)
     seen = []
@@ -39,7 +39,7 @@ def test_the_closure_runs_once_and_before_the_update(device, how):
 
 
 def test_gradients_that_the_closure_sets_are_the_ones_used(device):
-    """Row 11."""
+    """Row 11 of docs/contract.md."""
     param = trained([1.0], [100.0], device)
     optimizer = optim.SGD([param], lr=0.5)
 
@@ -52,7 +52,7 @@ def test_gradients_that_the_closure_sets_are_the_ones_used(device):
 
 
 def test_a_closure_that_raises_changes_nothing(device):
-    """Row 11."""
+    """Row 11 of docs/contract.md."""
     optimizer = optim.Adam([trained([1.0], [1.0], device)])
 
     def closure():
@@ -65,7 +65,7 @@ def test_a_closure_that_raises_changes_nothing(device):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_parameter_without_gradient_is_skipped(device, rule):
-    """Row 12."""
+    """Row 12 of docs/contract.md."""
     idle, busy = Parameter([1.0], device=device), trained([1.0], [1.0], device)
     optimizer = rule([idle, busy], lr=0.5)
     optimizer.step()
@@ -75,7 +75,7 @@ def test_a_parameter_without_gradient_is_skipped(device, rule):
 
 
 def test_the_step_count_of_a_skipped_parameter_does_not_move(device):
-    """Row 12."""
+    """Row 12 of docs/contract.md."""
     param, other = trained([1.0], [1.0], device), trained([1.0], [1.0], device)
     optimizer = optim.Adam([param, other])
     optimizer.step()
@@ -87,7 +87,7 @@ def test_the_step_count_of_a_skipped_parameter_does_not_move(device):
 
 
 def test_a_step_without_any_gradient_does_nothing(device):
-    """Row 12."""
+    """Row 12 of docs/contract.md."""
     optimizer = optim.Adam([Parameter([1.0], device=device)])
     with unchanged(optimizer):
         optimizer.step()
@@ -95,7 +95,7 @@ def test_a_step_without_any_gradient_does_nothing(device):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_step_never_modifies_the_gradient(device, rule):
-    """Row 13."""
+    """Row 13 of docs/contract.md."""
     param = trained([1.0, -2.0], [0.5, 3.0], device)
     gradient, before = param.grad, picture(param.grad)
     options = {"momentum": 0.9, "nesterov": True} if rule is optim.SGD else {"amsgrad": True}
@@ -107,7 +107,7 @@ def test_step_never_modifies_the_gradient(device, rule):
 
 
 def test_step_counts_are_per_parameter(device):
-    """Row 14."""
+    """Row 14 of docs/contract.md."""
     early, late = trained([1.0], [1.0], device), Parameter([1.0], device=device)
     alone = Parameter([1.0], device=device)
     optimizer, reference = optim.Adam([early, late], lr=0.1), optim.Adam([alone], lr=0.1)
@@ -122,7 +122,7 @@ def test_step_counts_are_per_parameter(device):
 
 
 def test_a_gradient_of_another_shape_is_refused_where_it_is_set(device):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     param = Parameter([1.0, 2.0], name="w", device=device)
     with pytest.raises(ValueError, match=r"grad of parameter 'w'.*\(3,\).*\(2,\): reshape it"):
         param.grad = array([1.0, 2.0, 3.0], device)
@@ -130,14 +130,14 @@ def test_a_gradient_of_another_shape_is_refused_where_it_is_set(device):
 
 
 def test_a_gradient_of_another_dtype_is_refused_where_it_is_set(device):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     param = Parameter([1.0], name="w", device=device)
     with pytest.raises(ValueError, match=r"'w'.*float64.*float32: cast it with"):
         param.grad = array([1.0], device, np.float64)
 
 
 def test_a_gradient_of_another_device_is_refused_where_it_is_set(emulated):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     param = Parameter([1.0], name="w", device="cuda:0")
     with pytest.raises(ValueError, match=r"'w'.*device cpu.*cuda:0: copy it to 'cuda:0'"):
         param.grad = np.ones(1, np.float32)
@@ -153,7 +153,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_gradient_that_does_not_fit_is_refused_before_anything_is_written(device, wrong):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     make, message = WRONG[wrong]
     fits = trained([1.0], [1.0], device, name="fits")
     foreign = Foreign(array([1.0, 2.0], device), make(device))
@@ -163,7 +163,7 @@ def test_a_gradient_that_does_not_fit_is_refused_before_anything_is_written(devi
 
 
 def test_a_gradient_on_another_device_is_refused_before_anything_is_written(emulated):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     fits = trained([1.0], [1.0], "cuda:0", name="fits")
     foreign = Foreign(array([1.0], "cuda:0"), np.ones(1, np.float32))
     optimizer = optim.Adam([("fits", fits), ("foreign", foreign)])
@@ -174,7 +174,7 @@ def test_a_gradient_on_another_device_is_refused_before_anything_is_written(emul
 
 
 def test_a_gradient_that_stops_fitting_is_refused_at_a_later_step(device):
-    """Row 15."""
+    """Row 15 of docs/contract.md."""
     foreign = Foreign(array([1.0], device), array([1.0], device))
     fits = Foreign(array([1.0], device), array([1.0], device))
     optimizer = optim.Adam([("fits", fits), ("w", foreign)])
@@ -206,7 +206,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_layout_updates_as_its_contiguous_copy(device, rule, layout, grad_layout):
-    """Row 16."""
+    """Row 16 of docs/contract.md."""
     rng = np.random.default_rng(0)
     data, gradient = (rng.standard_normal((8, 12)).astype(np.float32) for _ in range(2))
     xp = gpu.module(device)
@@ -227,7 +227,7 @@ def test_every_layout_updates_as_its_contiguous_copy(device, rule, layout, grad_
 
 
 def test_a_strided_view_leaves_what_lies_between(device):
-    """Row 16."""
+    """Row 16 of docs/contract.md."""
     whole = array(np.ones((4, 6)), device)
     param = Parameter(whole[:, ::2])
     param.grad = array(np.ones((4, 3)), device)
@@ -242,7 +242,7 @@ def test_a_strided_view_leaves_what_lies_between(device):
     order=st.randoms(use_true_random=False),
 )
 def test_the_order_of_parameters_does_not_matter(shapes, order):
-    """Row 16."""
+    """Row 16 of docs/contract.md."""
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal((2, *shape)).astype(np.float32) for shape in shapes]
 
@@ -260,7 +260,7 @@ def test_the_order_of_parameters_does_not_matter(shapes, order):
 
 
 def test_profile_hook_step_wraps_once_however_many_instances(device):
-    """Row 18."""
+    """Row 18 of docs/contract.md."""
 
     class Counted(MyOptimizer):
         def step(self, closure=None):
@@ -278,7 +278,7 @@ def test_profile_hook_step_wraps_once_however_many_instances(device):
 
 
 def test_profile_hook_step_wraps_a_function_of_ones_own():
-    """Row 18."""
+    """Row 18 of docs/contract.md."""
 
     class Late(optim.Optimizer):
         pass
@@ -296,7 +296,7 @@ def test_profile_hook_step_wraps_a_function_of_ones_own():
 
 
 def test_a_step_inherited_from_a_mixin_is_wrapped():
-    """Row 18."""
+    """Row 18 of docs/contract.md."""
 
     class Mixin:
         def step(self, closure=None):
@@ -314,12 +314,12 @@ def test_a_step_inherited_from_a_mixin_is_wrapped():
 
 
 def test_the_stub_needs_no_parameters():
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     assert optim.OptimizerStub().param_groups == []
 
 
 def test_the_stub_updates_nothing(device):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub([trained([1.0], [1.0], device)])
     with unchanged(stub):
         assert stub.step(lambda: 0.25) == 0.25
@@ -327,7 +327,7 @@ def test_the_stub_updates_nothing(device):
 
 
 def test_the_state_dict_of_a_stub_has_the_normal_form():
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     assert optim.OptimizerStub().state_dict() == {"state": {}, "param_groups": []}
 
 
@@ -353,7 +353,7 @@ class StepDecay:
 
 @pytest.mark.parametrize("rule", [optim.OptimizerStub, optim.SGD])
 def test_learning_rate_schedulers_attach(device, rule):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     optimizer = rule([trained([1.0], [1.0], device)], lr=1.0)
     schedule = StepDecay(optimizer, 0.5)
     rates = []
@@ -366,7 +366,7 @@ def test_learning_rate_schedulers_attach(device, rule):
 
 
 def test_a_scheduler_attaches_to_a_stub_without_parameters():
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub()
     schedule = StepDecay(stub, 0.5)
     stub.step()

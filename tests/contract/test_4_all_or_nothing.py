@@ -1,4 +1,4 @@
-"""Rows 22, 24 and 25 of the contract: after any error the optimizer is as it was."""
+"""Rows 22, 24 and 25 of docs/contract.md: after any error the optimizer is as it was."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tests.contract.support import Foreign, array, everything, picture, trained,
 from tests.contract.textual import Client
 
 PACKAGE = Path(lucid_gpu.__file__).parent
-READING = {PACKAGE / "device.py", PACKAGE / "transfer.py"} | {
-    PACKAGE / "optim" / f"{name}.py"
-    for name in ("state_dict", "matching", "groups", "live", "tree", "bounds", "pytorch", "adam")
+CORE = ("state_dict", "matching", "groups", "clients", "tree", "checks", "pytorch")
+READING = {PACKAGE / "device" / f"{name}.py" for name in ("gpu", "arrays", "transfer")} | {
+    PACKAGE / "optim" / name for name in ("adam.py", *(f"core/{name}.py" for name in CORE))
 }
 """Where a restore reads, checks and copies; what comes after only exchanges references."""
+assert all(path.is_file() for path in READING)
 
 
 class InjectedError(Exception):
@@ -75,7 +76,7 @@ def make(device, forward, backward, steps):
 
 
 def test_a_failure_of_any_function_that_loading_calls_changes_nothing(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     sources = Client("one"), Client("two")
     sources[0].usage["calls"], sources[1].usage["calls"] = 7, 8
     saved = make(device, *sources, steps=3).state_dict()
@@ -114,7 +115,7 @@ def test_a_failure_of_any_function_that_loading_calls_changes_nothing(device):
 
 
 def test_a_failure_while_a_pytorch_dict_is_read_changes_nothing(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     slots = {"step": np.float32(3), "exp_avg": np.ones(2, np.float32)}
     slots["exp_avg_sq"] = np.ones(2, np.float32)
     saved = {
@@ -153,7 +154,7 @@ class Refusing(Client):
 
 
 def test_a_client_that_refuses_its_state_undoes_the_others(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     saved = make(device, Client(), Refusing(), steps=2).state_dict()
     for group in saved["param_groups"]:
         group["forward"]["usage"] = {"calls": 7, "tokens": 7}
@@ -166,7 +167,7 @@ def test_a_client_that_refuses_its_state_undoes_the_others(device):
 
 
 def test_no_client_is_touched_when_something_else_does_not_match(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     saved = make(device, Client(), Client(), steps=2).state_dict()
     saved["state"][0]["exp_avg"] = 3
     clients = {"forward": Refusing(), "backward": Refusing()}
@@ -177,7 +178,7 @@ def test_no_client_is_touched_when_something_else_does_not_match(device):
 
 
 def test_a_hook_that_fails_after_others_edited_the_dict_changes_nothing(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = make(device, None, None, steps=1)
     saved = optimizer.state_dict()
     kept = picture(saved)
@@ -196,7 +197,7 @@ def test_a_hook_that_fails_after_others_edited_the_dict_changes_nothing(device):
 
 
 def test_the_next_step_after_a_failed_load_goes_on_from_before(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     straight, failed = (make(device, None, None, steps=2) for _ in range(2))
     saved = straight.state_dict()
     saved["state"][1]["exp_avg"] = np.zeros(9, np.float32)
@@ -208,7 +209,7 @@ def test_the_next_step_after_a_failed_load_goes_on_from_before(device):
 
 
 def test_a_step_that_one_parameter_cannot_take_is_taken_by_none(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     good = trained([1.0], [1.0], device, name="good")
     bad = Foreign(array([1], device, np.int32), array([1], device, np.int32))
     optimizer = optim.Adam([("good", good), ("bad", bad)])
@@ -219,7 +220,7 @@ def test_a_step_that_one_parameter_cannot_take_is_taken_by_none(device):
 
 
 def test_a_group_that_is_refused_adds_nothing(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = make(device, None, None, steps=1)
     group = {"params": [("new", trained([1.0], [1.0], device)), ("odd", 3)]}
     with unchanged(optimizer), pytest.raises(TypeError, match="element 1 of parameter group 2"):
@@ -229,7 +230,7 @@ def test_a_group_that_is_refused_adds_nothing(device):
 @pytest.mark.parametrize(("source", "target"), [("cuda:0", "cpu"), ("cpu", "cuda:1")])
 @pytest.mark.usefixtures("emulated")
 def test_a_move_that_fails_half_way_moves_nothing(source, target, monkeypatch):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = make(source, None, None, steps=1)
     copy, moved = transfer.copy, []
 

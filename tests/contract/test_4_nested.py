@@ -1,4 +1,4 @@
-"""Rows 27 to 29 of the contract: nested values, live objects, parameters that are text."""
+"""Rows 27 to 29 of docs/contract.md: nested values, live objects, parameters that are text."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def mine(**defaults):
 @settings(max_examples=200, deadline=None)
 @given(slot=TREES, option=TREES)
 def test_any_nested_value_comes_back_equal_and_of_the_same_types(slot, option):
-    """Row 27."""
+    """Row 27 of docs/contract.md."""
     optimizer, twin = mine(note=option), mine(note=None)
     param, own = optimizer.param_groups[0]["params"][0], twin.param_groups[0]["params"][0]
     optimizer.state[param]["memory"] = slot
@@ -81,7 +81,7 @@ def test_any_nested_value_comes_back_equal_and_of_the_same_types(slot, option):
 @settings(max_examples=100, deadline=None)
 @given(slot=TREES)
 def test_what_comes_back_shares_no_array_list_or_dict(slot):
-    """Rows 21, 22 and 27."""
+    """Rows 21, 22 and 27 of docs/contract.md."""
     optimizer = mine()
     param = optimizer.param_groups[0]["params"][0]
     optimizer.state[param]["memory"] = slot
@@ -108,7 +108,7 @@ def mutable_parts(value):
 
 
 def test_nested_arrays_go_to_the_device_of_the_parameter(device):
-    """Rows 23 and 27."""
+    """Rows 23 and 27 of docs/contract.md."""
     param = trained([1.0], [1.0], device, name="w")
     optimizer = MyOptimizer([param])
     optimizer.state[param]["history"] = [(1, {"x": array([2.0], device)})]
@@ -119,7 +119,7 @@ def test_nested_arrays_go_to_the_device_of_the_parameter(device):
 
 
 def test_values_nested_a_hundred_deep_come_back():
-    """Row 27."""
+    """Row 27 of docs/contract.md."""
     optimizer = mine()
     param = optimizer.param_groups[0]["params"][0]
     deep = value = []
@@ -155,7 +155,7 @@ NOT_PLAIN = {
 
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_what_is_no_plain_data_is_refused_in_a_slot_with_its_path(kind):
-    """Row 27."""
+    """Row 27 of docs/contract.md."""
     optimizer = mine()
     param = optimizer.param_groups[0]["params"][0]
     optimizer.state[param]["memory"] = {"inner": NOT_PLAIN[kind]()}
@@ -166,7 +166,7 @@ def test_what_is_no_plain_data_is_refused_in_a_slot_with_its_path(kind):
 
 
 def test_a_live_option_is_described_by_its_class_and_state():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     client = Client()
     client.usage.update(calls=3)
     saved = mine(model_client=client).state_dict()
@@ -177,13 +177,13 @@ def test_a_live_option_is_described_by_its_class_and_state():
 
 
 def test_a_live_option_without_state_is_described_by_its_class():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     saved = mine(model_client=Stateless()).state_dict()
     assert saved["param_groups"][0]["model_client"] == {"class_type": "Stateless"}
 
 
 def test_the_instance_is_installed_by_reference():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     saved = mine(model_client=Stateless()).state_dict()
     twin, client = mine(model_client=None), Stateless("another")
     twin.load_state_dict(saved, model_clients={"model_client": client})
@@ -192,7 +192,7 @@ def test_the_instance_is_installed_by_reference():
 
 
 def test_the_saved_state_is_handed_to_the_instance():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     client, other = Client(), Client("another")
     client.usage.update(calls=3, tokens=7)
     saved = mine(model_client=client).state_dict()
@@ -206,7 +206,7 @@ def test_the_saved_state_is_handed_to_the_instance():
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("clients", [None, {}, {"another": Client()}])
 def test_a_missing_client_is_refused_with_the_way_to_pass_it(strict, clients):
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     optimizer = mine(model_client=Client())
     saved = optimizer.state_dict()
     with unchanged(optimizer), pytest.raises(ValueError, match="nothing was loaded") as caught:
@@ -219,7 +219,7 @@ def test_a_missing_client_is_refused_with_the_way_to_pass_it(strict, clients):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_client_of_another_class_is_refused(strict):
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     optimizer = mine(model_client=Client())
     saved = optimizer.state_dict()
     message = "'model_client'. is a Stateless, but option 'model_client' held a Client: pass an"
@@ -228,7 +228,7 @@ def test_a_client_of_another_class_is_refused(strict):
 
 
 def test_all_missing_clients_are_listed_with_the_other_mismatches():
-    """Rows 24 and 28."""
+    """Rows 24 and 28 of docs/contract.md."""
     saved = mine(forward=Client(), backward=Stateless(), x=1).state_dict()
     saved["param_groups"][0]["param_names"] = ["v"]
     with pytest.raises(ValueError, match="nothing was loaded") as caught:
@@ -238,33 +238,33 @@ def test_all_missing_clients_are_listed_with_the_other_mismatches():
 
 
 def test_every_missing_client_is_listed():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     saved = mine(forward=Client(), backward=Stateless()).state_dict()
     with pytest.raises(ValueError, match=r"'forward'.*\n.*'backward'"):
         mine().load_state_dict(saved)
 
 
 def test_clients_that_nothing_asks_for_are_ignored():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     optimizer = mine(lr=1)
     optimizer.load_state_dict(optimizer.state_dict(), model_clients={"extra": Client()})
     assert "extra" not in optimizer.param_groups[0]
 
 
 def test_a_live_object_inside_a_list_is_refused_with_the_remedy():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     with pytest.raises(TypeError, match=r"option 'clients'\[0\] is a Client.*option of its own"):
         mine(clients=[Client()]).state_dict()
 
 
 def test_a_dict_that_would_pass_for_a_live_object_is_refused():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     with pytest.raises(ValueError, match=r"option 'info' has the key 'class_type'.*rename the key"):
         mine(info={"class_type": "mine"}).state_dict()
 
 
 def test_a_client_whose_state_is_no_dict_is_refused():
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
 
     class Odd(Stateless):
         def state_dict(self):
@@ -281,26 +281,26 @@ def hidden_in(value):
 
 @pytest.mark.parametrize("client", [Client, Stateless])
 def test_no_secret_of_a_client_reaches_a_state_dict(client):
-    """Row 28."""
+    """Row 28 of docs/contract.md."""
     saved = mine(model_client=client(), other=client()).state_dict()
     assert not hidden_in(saved)
 
 
 def test_no_secret_of_a_client_reaches_repr():
-    """Rows 9 and 28."""
+    """Rows 9 and 28 of docs/contract.md."""
     text = repr(mine(model_client=Client(), others=[Client()]))
     assert SECRET not in text
     assert "model_client: <Client>" in text
 
 
 def test_no_secret_of_a_client_reaches_a_pickle():
-    """Rows 28 and 30."""
+    """Rows 28 and 30 of docs/contract.md."""
     with pytest.raises(TypeError, match=r"'model_client'.*live objects.*save state_dict\(\)"):
         pickle.dumps(mine(model_client=Client()))
 
 
 def test_no_secret_in_a_slot_reaches_a_pickle():
-    """Rows 28 and 30."""
+    """Rows 28 and 30 of docs/contract.md."""
     optimizer = mine()
     optimizer.state[optimizer.param_groups[0]["params"][0]]["client"] = Client()
     with pytest.raises(TypeError, match="'client' hold live objects"):
@@ -308,7 +308,7 @@ def test_no_secret_in_a_slot_reaches_a_pickle():
 
 
 def test_a_deep_copy_shares_live_objects():
-    """Rows 28 and 30."""
+    """Rows 28 and 30 of docs/contract.md."""
     client = Client()
     client.lock = threading.Lock()  # cannot be copied
     twin = copy.deepcopy(mine(model_client=client, history=[1]))
@@ -317,7 +317,7 @@ def test_a_deep_copy_shares_live_objects():
 
 
 def complaints(prompts, texts, optimizer):
-    """Return a closure that clears, collects complaints and scores, as seed 001 asks."""
+    """Return a closure that clears, collects complaints and scores, as afnio asks."""
 
     def closure():
         optimizer.clear_grad()
@@ -339,7 +339,7 @@ def writing():
 
 
 def test_a_textual_optimizer_steps(writing):
-    """Row 29."""
+    """Row 29 of docs/contract.md."""
     prompts, client, optimizer = writing
     result = optimizer.step(complaints(prompts, ["Too vague.", "Name sources."], optimizer))
     assert result == (1 / 3, "2 complaints")
@@ -348,7 +348,7 @@ def test_a_textual_optimizer_steps(writing):
 
 
 def test_a_textual_optimizer_skips_parameters_without_gradients(writing):
-    """Rows 12 and 29."""
+    """Rows 12 and 29 of docs/contract.md."""
     prompts, _, optimizer = writing
     optimizer.clear_grad()
     with unchanged(optimizer):
@@ -358,7 +358,7 @@ def test_a_textual_optimizer_skips_parameters_without_gradients(writing):
 
 @pytest.mark.parametrize("reset", ["clear_grad", "zero_grad", "reset_grad"])
 def test_the_gradient_of_a_text_is_reset_to_an_empty_list(writing, reset):
-    """Row 29, seed 001."""
+    """Row 29 of docs/contract.md."""
     prompts, _, optimizer = writing
     prompts[0].grad = given = ["Too vague."]
     getattr(optimizer, reset)()
@@ -368,7 +368,7 @@ def test_the_gradient_of_a_text_is_reset_to_an_empty_list(writing, reset):
 
 
 def test_a_frozen_text_keeps_no_gradient():
-    """Row 29."""
+    """Row 29 of docs/contract.md."""
     frozen = Parameter("fixed", requires_grad=False, name="a")
     optimizer = TextualGradientDescent([frozen, Parameter("free", name="b")], Client())
     optimizer.clear_grad()
@@ -376,7 +376,7 @@ def test_a_frozen_text_keeps_no_gradient():
 
 
 def test_momentum_keeps_the_last_rounds_as_pairs(writing):
-    """Rows 27 and 29."""
+    """Rows 27 and 29 of docs/contract.md."""
     prompts, _, optimizer = writing
     for text in ("one", "two", "three"):
         optimizer.step(complaints(prompts, [text], optimizer))
@@ -392,7 +392,7 @@ def test_momentum_keeps_the_last_rounds_as_pairs(writing):
 
 
 def test_a_textual_optimizer_resumes_from_its_state_dict(writing):
-    """Rows 27, 28 and 29."""
+    """Rows 27, 28 and 29 of docs/contract.md."""
     prompts, client, optimizer = writing
     for text in ("one", "two"):
         optimizer.step(complaints(prompts, [text], optimizer))
@@ -413,7 +413,7 @@ def test_a_textual_optimizer_resumes_from_its_state_dict(writing):
 
 
 def test_a_textual_optimizer_comes_back_from_a_checkpoint(writing, tmp_path):
-    """Rows 27, 28 and 29."""
+    """Rows 27, 28 and 29 of docs/contract.md."""
     prompts, client, optimizer = writing
     for text in ("one", "two"):
         optimizer.step(complaints(prompts, [text], optimizer))
@@ -433,7 +433,7 @@ def test_a_textual_optimizer_comes_back_from_a_checkpoint(writing, tmp_path):
 
 
 def test_a_checkpoint_does_not_load_into_an_optimizer_without_its_clients(writing, tmp_path):
-    """Rows 22 and 28."""
+    """Rows 22 and 28 of docs/contract.md."""
     _, _, optimizer = writing
     checkpoint.save(tmp_path / "saved", optimizer)
     with (
@@ -447,7 +447,7 @@ def test_a_checkpoint_does_not_load_into_an_optimizer_without_its_clients(writin
 @settings(max_examples=20, deadline=None)
 @given(slot=trees(LEAVES))
 def test_any_nested_value_comes_back_from_a_checkpoint(slot):
-    """Row 27."""
+    """Row 27 of docs/contract.md."""
     optimizer, twin = mine(), mine()
     optimizer.state[optimizer.param_groups[0]["params"][0]]["memory"] = slot
     with tempfile.TemporaryDirectory() as folder:
@@ -457,7 +457,7 @@ def test_any_nested_value_comes_back_from_a_checkpoint(slot):
 
 
 def test_messages_made_of_parameters_come_back(writing):
-    """Row 27."""
+    """Row 27 of docs/contract.md."""
     prompts, _, optimizer = writing
     twin = TextualGradientDescent(prompts, Client())
     twin.param_groups[0]["messages"] = []
@@ -470,7 +470,7 @@ def test_messages_made_of_parameters_come_back(writing):
 
 
 def test_hooks_and_groups_work_on_texts(writing):
-    """Row 29."""
+    """Row 29 of docs/contract.md."""
     prompts, _, optimizer = writing
     more = Parameter("Explain.", name="more")
     optimizer.add_param_group({"params": [more], "momentum": 0})
@@ -482,12 +482,12 @@ def test_hooks_and_groups_work_on_texts(writing):
 
 
 def test_repr_works_on_texts(writing):
-    """Rows 9 and 29."""
+    """Rows 9 and 29 of docs/contract.md."""
     assert "2 parameters (system prompt, instruction prompt), 0 elements on cpu" in repr(writing[2])
 
 
 def test_texts_of_another_library_work():
-    """Rows 4 and 29."""
+    """Rows 4 and 29 of docs/contract.md."""
 
     class Variable:
         def __init__(self, data, role):

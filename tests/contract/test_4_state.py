@@ -1,4 +1,4 @@
-"""Section 4 of the contract: state and its dict. Rows 27 to 29 have a file of their own."""
+"""Section 4 of docs/contract.md: state and its dict. Rows 27 to 29 have a file of their own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_name(optimizer):
 
 @pytest.mark.parametrize(("rule", "options", "names"), SLOTS)
 def test_slots_have_the_names_of_pytorch(device, rule, options, names):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = rule([param], **options)
     optimizer.step()
@@ -62,7 +62,7 @@ def test_slots_have_the_names_of_pytorch(device, rule, options, names):
 
 
 def test_state_is_created_at_the_first_step(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = optim.Adam([param])
     assert len(optimizer.state) == 0
@@ -72,14 +72,14 @@ def test_state_is_created_at_the_first_step(device):
 
 
 def test_the_step_slot_is_a_python_int(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     optimizer = adam(device)
     assert [type(slots["step"]) for slots in optimizer.state.values()] == [int, int]
     assert [slots["step"] for slots in optimizer.state.values()] == [2, 2]
 
 
 def test_slots_live_beside_their_parameter(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     optimizer = adam(device)
     for param, slots in optimizer.state.items():
         assert device_of(slots["exp_avg"]) == param.device
@@ -88,7 +88,7 @@ def test_slots_live_beside_their_parameter(device):
 
 
 def test_a_step_count_that_is_set_is_used(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     set_, run = adam(device, steps=1), adam(device, steps=1)
     for optimizer in (set_, run):
         for param in optimizer.state:
@@ -99,7 +99,7 @@ def test_a_step_count_that_is_set_is_used(device):
 
 
 def test_a_slot_that_is_replaced_is_used(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     param = trained([1.0], [0.0], device)
     optimizer = optim.SGD([param], lr=1.0, momentum=0.5)
     optimizer.step()
@@ -109,7 +109,7 @@ def test_a_slot_that_is_replaced_is_used(device):
 
 
 def test_state_that_is_deleted_starts_anew(device):
-    """Row 20."""
+    """Row 20 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optimizer = optim.Adam([param])
     optimizer.step()
@@ -119,7 +119,7 @@ def test_state_that_is_deleted_starts_anew(device):
 
 
 def test_the_state_dict_has_the_documented_form(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     optimizer = optim.SGD(
         [
             {"params": [("w", trained([1.0], [1.0], device)), ("b", Parameter([1.0]))]},
@@ -142,7 +142,7 @@ def test_the_state_dict_has_the_documented_form(device):
 
 
 def test_a_state_dict_is_a_snapshot(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
     before = picture(saved)
@@ -152,7 +152,7 @@ def test_a_state_dict_is_a_snapshot(device):
 
 
 def test_a_state_dict_shares_nothing_with_the_optimizer(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
     with unchanged(optimizer):
@@ -164,20 +164,20 @@ def test_a_state_dict_shares_nothing_with_the_optimizer(device):
 
 
 def test_arrays_of_a_state_dict_stay_on_their_device(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     saved = adam(device).state_dict()
     assert device_of(saved["state"][0]["exp_avg"]) == gpu.resolve(device)
 
 
 def test_a_state_dict_can_be_brought_to_the_host(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     saved = adam(device).state_dict(device="cpu")
     arrays = [slot for slots in saved["state"].values() for slot in slots.values()]
     assert {device_of(slot) for slot in arrays if not isinstance(slot, int)} == {"cpu"}
 
 
 def test_a_state_dict_without_copies_holds_the_arrays_of_the_optimizer(device):
-    """Row 21."""
+    """Row 21 of docs/contract.md."""
     optimizer = adam(device)
     shared = optimizer.state_dict(copy=False)["state"][0]["exp_avg"]
     assert shared is optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"]
@@ -185,7 +185,7 @@ def test_a_state_dict_without_copies_holds_the_arrays_of_the_optimizer(device):
 
 @pytest.mark.parametrize(("rule", "options", "names"), SLOTS)
 def test_loading_resumes_as_if_nothing_had_happened(device, rule, options, names):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     params = [trained([1.0, 2.0], [0.5, -1.0], device) for _ in range(2)]
     straight, resumed = (rule([param], lr=0.1, **options) for param in params)
     for _ in range(5):
@@ -202,7 +202,7 @@ def test_loading_resumes_as_if_nothing_had_happened(device, rule, options, names
 
 
 def test_later_changes_to_the_dict_do_not_reach_the_optimizer(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
     saved["param_groups"][0]["tags"] = [array([1.0], device), {"deep": [2]}]
@@ -215,7 +215,7 @@ def test_later_changes_to_the_dict_do_not_reach_the_optimizer(device):
 
 
 def test_later_steps_do_not_reach_the_dict(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
     before = picture(saved)
@@ -225,7 +225,7 @@ def test_later_steps_do_not_reach_the_dict(device):
 
 
 def test_two_optimizers_loaded_from_one_dict_are_independent(device):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     saved = adam(device).state_dict()
     one, two = adam(device, steps=0), adam(device, steps=0)
     one.load_state_dict(saved)
@@ -236,7 +236,7 @@ def test_two_optimizers_loaded_from_one_dict_are_independent(device):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_given_dict_is_never_mutated(device, strict):
-    """Row 22."""
+    """Row 22 of docs/contract.md."""
     optimizer = adam(device)
     saved = optimizer.state_dict()
     before = picture(saved)
@@ -245,14 +245,14 @@ def test_the_given_dict_is_never_mutated(device, strict):
 
 
 def test_loading_drops_the_state_of_parameters_that_had_not_stepped(device):
-    """Row 22: after loading, a parameter has stepped as often as when it was saved."""
+    """Row 22 of docs/contract.md: a parameter has stepped as often as when it was saved."""
     early, late = adam(device, steps=0), adam(device, steps=2)
     late.load_state_dict(early.state_dict())
     assert by_name(late) == {"w": None, "b": None}
 
 
 def test_arrays_go_to_the_device_of_their_parameter(emulated):
-    """Row 23."""
+    """Row 23 of docs/contract.md."""
     on_gpu, on_cpu = adam("cuda:0"), adam("cpu", steps=0)
     on_cpu.load_state_dict(on_gpu.state_dict())
     assert {device_of(slots["exp_avg"]) for slots in on_cpu.state.values()} == {"cpu"}
@@ -263,7 +263,7 @@ def test_arrays_go_to_the_device_of_their_parameter(emulated):
 
 
 def test_each_slot_keeps_its_own_dtype(device):
-    """Row 23."""
+    """Row 23 of docs/contract.md."""
 
     class Mixed(MyOptimizer):
         def step(self, closure=None):
@@ -285,7 +285,7 @@ def test_each_slot_keeps_its_own_dtype(device):
 
 
 def test_parameters_are_matched_by_name_in_another_order(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     optimizer = adam(device, ["a", "b", "c"])
     params = optimizer.param_groups[0]["params"]
     twin = optim.Adam(list(reversed(params)))
@@ -294,7 +294,7 @@ def test_parameters_are_matched_by_name_in_another_order(device):
 
 
 def test_parameters_are_matched_by_name_in_groups_of_another_order(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     a, b, c = (trained([1.0], [g], device, name=n) for n, g in (("a", 1), ("b", 2), ("c", 3)))
     optimizer = optim.Adam([{"params": [a, b], "lr": 0.5}, {"params": [c], "lr": 0.25}])
     optimizer.step()
@@ -305,7 +305,7 @@ def test_parameters_are_matched_by_name_in_groups_of_another_order(device):
 
 
 def test_parameters_moved_to_another_group_are_refused_as_ambiguous(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     a, b, c = (trained([1.0], [1.0], device, name=n) for n in "abc")
     optimizer = optim.Adam([{"params": [a, b], "lr": 0.5}, {"params": [c], "lr": 0.25}])
     twin = optim.Adam([{"params": [a]}, {"params": [b, c]}])
@@ -315,7 +315,7 @@ def test_parameters_moved_to_another_group_are_refused_as_ambiguous(device):
 
 
 def test_names_that_occur_twice_are_refused_where_the_order_differs(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     params = [trained([1.0], [g], device, name=n) for n, g in (("w", 1), ("w", 2), ("b", 3))]
     optimizer = optim.Adam(params)
     optimizer.step()
@@ -325,7 +325,7 @@ def test_names_that_occur_twice_are_refused_where_the_order_differs(device):
 
 
 def test_names_that_occur_twice_are_fine_where_the_order_is_the_same(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     params = [trained([1.0], [g], device, name="w") for g in (1, 2)]
     optimizer, twin = optim.Adam(params), optim.Adam(params)
     optimizer.step()
@@ -334,7 +334,7 @@ def test_names_that_occur_twice_are_fine_where_the_order_is_the_same(device):
 
 
 def test_parameters_are_matched_by_position_where_one_side_has_no_names(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     named = adam(device, ["a", "b"])
     unnamed = adam(device, [None, None], steps=0)
     unnamed.load_state_dict(named.state_dict())
@@ -342,7 +342,7 @@ def test_parameters_are_matched_by_position_where_one_side_has_no_names(device):
 
 
 def test_a_dict_without_names_is_matched_by_position(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     optimizer, twin = adam(device), adam(device, steps=0)
     saved = optimizer.state_dict()
     del saved["param_groups"][0]["param_names"]
@@ -351,7 +351,7 @@ def test_a_dict_without_names_is_matched_by_position(device):
 
 
 def test_a_strict_error_lists_every_mismatch_at_once(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     saved = adam(device, ["a", "b", "c", "gone"]).state_dict()
     saved["state"][0]["exp_avg"] = np.zeros(9, np.float32)
     saved["state"][1]["velocity"] = 1
@@ -375,7 +375,7 @@ def test_a_strict_error_lists_every_mismatch_at_once(device):
 
 
 def test_strict_checks_the_number_of_groups(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     saved = adam(device, [None, None]).state_dict()
     twin = optim.Adam([{"params": [Parameter([1.0])]}, {"params": [Parameter([1.0, 2.0])]}])
     with unchanged(twin), pytest.raises(ValueError, match="1 parameter groups, this optimizer"):
@@ -383,7 +383,7 @@ def test_strict_checks_the_number_of_groups(device):
 
 
 def test_strict_checks_the_sizes_of_groups(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     saved = adam(device, [None, None]).state_dict()
     twin = adam(device, [None, None, None])
     with unchanged(twin), pytest.raises(ValueError, match="group 0 has 2 parameters saved, 3 here"):
@@ -391,7 +391,7 @@ def test_strict_checks_the_sizes_of_groups(device):
 
 
 def test_strict_checks_the_class(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     saved = adam(device).state_dict()
     twin = optim.AdamW([Parameter([1.0], name="w"), Parameter([1.0, 2.0], name="b")])
     with unchanged(twin), pytest.raises(ValueError, match="saved by Adam, this is AdamW"):
@@ -400,7 +400,7 @@ def test_strict_checks_the_class(device):
 
 @pytest.mark.parametrize("step", [1.0, -1, "1", None, True, np.int64(1)])
 def test_strict_checks_the_step_count(device, step):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     saved = adam(device).state_dict()
     saved["state"][0]["step"] = step
     twin = adam(device)
@@ -409,7 +409,7 @@ def test_strict_checks_the_step_count(device, step):
 
 
 def test_strict_checks_shapes_of_slots_of_any_optimizer(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     optimizer = MyOptimizer([trained([1.0, 2.0], [1.0, 1.0], device, name="w")])
     param = optimizer.param_groups[0]["params"][0]
     optimizer.state[param]["average"] = param.data.copy()
@@ -421,7 +421,7 @@ def test_strict_checks_shapes_of_slots_of_any_optimizer(device):
 
 
 def test_not_strict_loads_what_fits_and_warns_of_the_rest(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     source = adam(device, ["a", "b", "gone"])
     saved = source.state_dict()
     saved["state"][1]["exp_avg"] = np.zeros(9, np.float32)
@@ -440,7 +440,7 @@ def test_not_strict_loads_what_fits_and_warns_of_the_rest(device):
 
 
 def test_not_strict_keeps_options_that_are_out_of_bounds_as_they_were(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     source = adam(device)
     saved = source.state_dict()
     saved["param_groups"][0]["lr"] = -1
@@ -452,12 +452,12 @@ def test_not_strict_keeps_options_that_are_out_of_bounds_as_they_were(device):
 
 
 def test_not_strict_says_nothing_where_all_fits(device):
-    """Row 24."""
+    """Row 24 of docs/contract.md."""
     adam(device).load_state_dict(adam(device).state_dict(), strict=False)
 
 
 def test_a_warning_that_is_an_error_changes_nothing(device):
-    """Rows 22 and 24."""
+    """Rows 22 and 24 of docs/contract.md."""
     saved = adam(device, ["a", "gone"]).state_dict()
     twin = adam(device, ["a", "new"], steps=1)
     with unchanged(twin), pytest.raises(UserWarning):
@@ -492,14 +492,14 @@ MALFORMED = [
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(("malformed", "error", "message"), MALFORMED)
 def test_a_malformed_dict_is_refused_with_the_reason(device, malformed, error, message, strict):
-    """Row 25."""
+    """Row 25 of docs/contract.md."""
     optimizer = adam(device)
     with unchanged(optimizer), pytest.raises(error, match=message):
         optimizer.load_state_dict(malformed, strict)
 
 
 def test_saved_options_replace_the_present_ones_and_others_stay(device):
-    """Row 26."""
+    """Row 26 of docs/contract.md."""
     saved = adam(device, lr=0.5, eps=0.25).state_dict()
     del saved["param_groups"][0]["eps"]
     saved["param_groups"][0]["extra"] = "saved"
@@ -519,7 +519,7 @@ DUPLICATES = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pi
 @pytest.mark.parametrize("how", DUPLICATES)
 @pytest.mark.parametrize(("rule", "options", "names"), SLOTS)
 def test_a_duplicate_goes_on_like_the_original(device, how, rule, options, names):
-    """Row 30."""
+    """Row 30 of docs/contract.md."""
     optimizer = rule([trained([1.0, 2.0], [0.5, -1.0], device, name="w")], lr=0.1, **options)
     optimizer.step()
     twin = DUPLICATES[how](optimizer)
@@ -535,7 +535,7 @@ def test_a_duplicate_goes_on_like_the_original(device, how, rule, options, names
 
 @pytest.mark.parametrize("how", DUPLICATES)
 def test_a_duplicate_of_a_model_and_its_optimizer_stays_connected(how):
-    """Row 30."""
+    """Row 30 of docs/contract.md."""
     param = trained([1.0], [1.0], "cpu")
     model, optimizer = DUPLICATES[how](([param], optim.SGD([param], lr=0.5)))
     optimizer.step()

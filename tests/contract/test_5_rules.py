@@ -1,4 +1,4 @@
-"""Section 5 of the contract: the update rules, number by number."""
+"""Section 5 of docs/contract.md: the update rules, number by number."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_numbers_of_the_contract_come_out(device, case, dtype, tolerance):
 
 
 def adam_oracle(theta, gradients, t, o):
-    """Walk through section 5 for one element, each operation rounded to the type ``t``."""
+    """Walk through section 5 of docs/contract.md for one element, rounding to ``t``."""
     m = v = v_max = t(0)
     lr, (b1, b2), decay = o["lr"], o["betas"], o["weight_decay"]
     decoupled, amsgrad = o["decoupled_weight_decay"], o["amsgrad"]
@@ -83,7 +83,7 @@ def adam_oracle(theta, gradients, t, o):
 
 
 def sgd_oracle(theta, gradients, t, o):
-    """Walk through section 5 for one element, each operation rounded to the type ``t``."""
+    """Walk through section 5 of docs/contract.md for one element, rounding to ``t``."""
     lr, decay, momentum, dampening = (
         o[name] for name in ("lr", "weight_decay", "momentum", "dampening")
     )

@@ -11,7 +11,7 @@ from lucid_gpu import Parameter, optim
 from lucid_gpu.optim.core import pytorch
 from tests.contract.support import everything, unchanged
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'lucid-gpu[oracle]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
 
 SHAPES = [(), (0,), (1,), (17,), (3, 5), (2, 1, 9)]
 STEPS = 20

@@ -1,4 +1,4 @@
-"""The contract has 30 rows, and each has a test that names it."""
+"""docs/contract.md and the tests of this folder: neither has a row or a number of its own."""
 
 from __future__ import annotations
 
@@ -6,19 +6,54 @@ import ast
 import re
 from pathlib import Path
 
-ROWS = range(1, 31)
+from tests.contract import test_5_rules
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "contract.md"
+
+AWAITED = {"18a", "18b", "18c", "18d", "18e", "24a", "24b", "29a"}
+"""Rows that have no test yet."""
+
+ROW = r"\d+[a-z]?"
+
+
+def table(heading):
+    """Return the cells of the first table after a heading, without its first two lines."""
+    section = DOCUMENT.read_text(encoding="utf-8").partition(f"\n## {heading}")[2]
+    lines = section.partition("\n## ")[0].splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def rows_of_the_document():
+    return [row[0] for number in (2, 3, 4) for row in table(f"{number}. ")]
 
 
 def rows_named_by_tests():
-    """Return the rows that the docstrings of the tests of this folder name."""
+    """Return the rows that the docstrings of the tests of this folder begin with."""
     named = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                match = re.match(r"Rows? (\d+(?:(?:, | and )\d+)*)", ast.get_docstring(node) or "")
-                named |= set(map(int, re.findall(r"\d+", match[1]))) if match else set()
+                text = ast.get_docstring(node) or ""
+                match = re.match(rf"Rows? ({ROW}(?:(?:, | and ){ROW})*)\b", text)
+                named |= set(re.findall(ROW, match[1])) if match else set()
     return named
 
 
-def test_every_row_has_a_test():
-    assert rows_named_by_tests() == set(ROWS)
+def test_the_rows_of_the_document_are_numbered_once_and_in_order():
+    rows = rows_of_the_document()
+    assert sorted(set(rows), key=lambda row: (int(row.rstrip("abcdef")), row)) == rows
+    assert {row for row in rows if row.isdigit()} == {str(number) for number in range(1, 31)}
+
+
+def test_every_row_of_the_document_has_a_test():
+    assert set(rows_of_the_document()) - AWAITED - rows_named_by_tests() == set()
+
+
+def test_every_row_that_a_test_names_is_in_the_document():
+    assert rows_named_by_tests() - set(rows_of_the_document()) == set()
+
+
+def test_the_numbers_that_are_tested_are_those_of_the_document():
+    written = [[float(number) for number in row[1].split(", ")] for row in table("5. ")]
+    assert [expected for _, _, expected in test_5_rules.CASES.values()] == written

@@ -1,4 +1,4 @@
-"""Row 19 of the contract: OptimizerStub, and trainers that follow no gradient."""
+"""Row 19 of docs/contract.md: OptimizerStub, and trainers that follow no gradient."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_hebbian_learner_trains_under_the_stub(device):
 
 
 def test_k_means_trains_under_the_stub_without_parameters(device):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     rng = np.random.default_rng(1)
     true = np.array([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
     points = np.concatenate([c + 0.1 * rng.standard_normal((50, 2)) for c in true])
@@ -87,7 +87,7 @@ STATE_HOOKS = [
 
 @pytest.mark.parametrize("register", [*STEP_HOOKS, *STATE_HOOKS])
 def test_every_registration_works_on_the_stub(register):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub, calls = optim.OptimizerStub(), []
     handle = getattr(stub, register)(lambda *_: calls.append(register))
     stub.step()
@@ -99,7 +99,7 @@ def test_every_registration_works_on_the_stub(register):
 
 
 def test_groups_can_be_added_to_the_stub(device):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub()
     stub.add_param_group({"params": [trained([1.0], [1.0], device)], "lr": 0.5})
     stub.step()
@@ -109,14 +109,14 @@ def test_groups_can_be_added_to_the_stub(device):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad_works_on_the_stub(device, set_to_none):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     param = trained([1.0], [1.0], device)
     optim.OptimizerStub([param]).zero_grad(set_to_none)
     assert param.grad is None if set_to_none else not param.grad.any()
 
 
 def test_the_stub_loads_what_it_saved(device):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub([trained([1.0], [1.0], device)], lr=0.5)
     saved = stub.state_dict()
     stub.param_groups[0]["lr"] = 0.1
@@ -125,7 +125,7 @@ def test_the_stub_loads_what_it_saved(device):
 
 
 def test_the_stub_refuses_what_does_not_fit():
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub()
     with (
         unchanged(stub),
@@ -135,7 +135,7 @@ def test_the_stub_refuses_what_does_not_fit():
 
 
 def test_the_stub_can_be_copied_pickled_moved_and_shown(device):
-    """Row 19."""
+    """Row 19 of docs/contract.md."""
     stub = optim.OptimizerStub([Parameter([1.0], device=device)])
     assert everything(copy.deepcopy(stub)) == everything(stub)
     assert everything(pickle.loads(pickle.dumps(stub))) == everything(stub)

@@ -1,4 +1,4 @@
-"""Rows 2, 4 and 20: optimizers written outside the package, and parameters of other libraries."""
+"""Rows 2, 4 and 20 of docs/contract.md: rules and parameters from outside the package."""
 
 from __future__ import annotations
 

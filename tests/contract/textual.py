@@ -1,4 +1,4 @@
-"""A textual-gradient optimizer, written as a user of seed 001 would write it."""
+"""A textual-gradient optimizer, written as a user of afnio would write it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_without_a_gpu_everything_is_on_the_cpu(missing, request):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("without_cupy", r"CuPy cannot be imported .*pip install 'lucid-gpu\[cuda13\]'"),
+        ("without_cupy", r"CuPy cannot be imported .*pip install '\.\[cuda13\]'"),
         ("without_driver", r"no usable NVIDIA driver .*cudaErrorInsufficientDriver.*pip install"),
         ("without_gpus", "the NVIDIA driver is installed but shows no GPU"),
     ],

@@ -1,4 +1,4 @@
-"""The five seeds: every documented name is there, with the documented arguments and defaults."""
+"""Where the interface comes from: every name that those libraries document, and its arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_gpu import Parameter, optim
 from lucid_gpu.optim.dialects import tiny_pytorch
 
 METHODS = {
-    "000: lucid.optim.Optimizer": (
+    "lucid.optim.Optimizer": (
         optim.Optimizer,
         {
             "__init__": ["params", "defaults"],
@@ -23,7 +23,7 @@ METHODS = {
             "__repr__": [],
         },
     ),
-    "001: afnio.optim.optimizer.Optimizer": (
+    "afnio.optim.optimizer.Optimizer": (
         optim.Optimizer,
         {
             "__init__": ["params", "defaults"],
@@ -34,11 +34,11 @@ METHODS = {
             "step": ["closure"],
         },
     ),
-    "002: Optimizer": (
+    "the small Tensor library: Optimizer": (
         tiny_pytorch.Optimizer,
         {"__init__": ["params"], "step": [], "reset_grad": []},
     ),
-    "002: SGD": (
+    "the small Tensor library: SGD": (
         tiny_pytorch.SGD,
         {
             "__init__": ["params", "lr", "momentum", "weight_decay"],
@@ -46,7 +46,7 @@ METHODS = {
             "reset_grad": [],
         },
     ),
-    "002: Adam": (
+    "the small Tensor library: Adam": (
         tiny_pytorch.Adam,
         {
             "__init__": ["params", "lr", "beta1", "beta2", "eps", "weight_decay"],
@@ -54,7 +54,7 @@ METHODS = {
             "reset_grad": [],
         },
     ),
-    "003: mighty.utils.stub.OptimizerStub": (
+    "mighty.utils.stub.OptimizerStub": (
         optim.OptimizerStub,
         {
             "__init__": [],
@@ -72,7 +72,7 @@ METHODS = {
             "zero_grad": ["set_to_none"],
         },
     ),
-    "004: lucid.optim.Adam": (
+    "lucid.optim.Adam": (
         optim.Adam,
         {"__init__": ["params", "lr", "betas", "eps", "weight_decay", "amsgrad"]},
     ),
@@ -120,7 +120,7 @@ def test_a_documented_default_is_the_default(call, defaults):
 
 
 def test_the_dialects_optimizers_share_its_base_methods():
-    """Seed 002 calls `reset_grad` on all of its optimizers."""
+    """The small Tensor library calls `reset_grad` on all of its optimizers."""
     for kind in (tiny_pytorch.Optimizer, tiny_pytorch.SGD, tiny_pytorch.Adam):
         assert kind.reset_grad is optim.Optimizer.reset_grad
 

@@ -1,0 +1,88 @@
+"""The documents: links and paths lead somewhere, commands install something, examples run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from tests.documents import ROOT, documents, examples, printed, promised
+
+AWAITED = {"docs/checkpoint-format.md"}
+"""Files that documents link to before they are there."""
+
+ROOMS = ("lucid_gpu", "lucid_gpu/device", "lucid_gpu/checkpoint", "lucid_gpu/command")
+"""Rooms whose files docs/design.md lists one by one."""
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def without_blocks(path):
+    """Return a document without its fenced blocks, in which nothing is a link."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path):
+    """Return the fragments under which code hosts show the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", documents(), ids=named)
+def test_every_relative_link_resolves(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, fragment = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        if not (linked.is_relative_to(ROOT) and named(linked) in AWAITED):
+            assert linked.exists(), target
+            assert not fragment or fragment in anchors(linked), target
+
+
+@pytest.mark.parametrize("path", documents(), ids=named)
+def test_every_path_that_is_named_exists(path):
+    for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", without_blocks(path)):
+        parts = name.replace("NAME", "adam").rstrip("/")
+        is_own = (ROOT / parts.split("/")[0]).exists()
+        assert not is_own or (ROOT / parts).exists(), name
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in documents() if path.name != "README.md" and examples(path)], ids=named
+)
+def test_its_examples_print_what_it_says(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert printed(examples(path)) == promised(examples(path))
+
+
+def test_what_is_installed_is_a_clone_and_an_extra_of_it():
+    """The package is on no index."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    texts = [*documents(), *ROOT.glob("lucid_gpu/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    commands = [
+        (named(path), command)
+        for path in texts
+        for command in re.findall(r"pip install ([^\n&`#()\"]+)", path.read_text("utf-8"))
+    ]
+    assert len(commands) > 5
+    for path, command in commands:
+        assert not re.search(r"lucid.gpu", command), (path, command)
+        named_extras = ",".join(re.findall(r"'\.\[([\w,]+)\]'", command)).split(",")
+        assert set(filter(None, named_extras)) <= set(extras["optional-dependencies"]), path
+
+
+def modules():
+    """Return the modules of those rooms."""
+    found = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+    return [path for path in found if not path.name.startswith("__")]
+
+
+@pytest.mark.parametrize("path", modules(), ids=named)
+def test_the_design_has_a_line_for_every_file(path):
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    room = re.split(rf"\n    {named(path.parent)}/(?: .*)?\n", text, maxsplit=1)[1]
+    assert re.search(rf"^      {re.escape(path.name)} +\S", re.split(r"\n    \w", room)[0], re.M)
