@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lucid_gpu.device import gpu, gradient_table, transfer
-from lucid_gpu.device.arrays import are_alike, as_array, device_of
+from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
 
 _latest_data: object = object()
 _latest_grad: object = object()
@@ -26,8 +26,9 @@ class Parameter:
 
     Args:
         data: a NumPy or CuPy array, or an array of another framework that speaks DLPack, taken
-            without a copy; a number or nested list of numbers, which becomes a float32 array; or
-            a ``str``, for optimizers that train text.
+            without a copy: of a subclass of ``numpy.ndarray`` a plain view, a ``memmap`` as it is,
+            a masked array not at all; a number or nested list of numbers, which becomes a float32
+            array; or a ``str``, for optimizers that train text.
         requires_grad: False freezes the parameter: it takes no gradient, so no step changes it.
         name: the name under which errors, ``repr`` and state dicts speak of it.
         device: ``"cpu"`` or ``"cuda:N"``; None leaves an array where it is and puts a list on the
@@ -233,8 +234,7 @@ class Parameter:
         array = as_array(value)
         if array is None:
             raise TypeError(
-                f"{what} of {self._label()} must be a NumPy or CuPy array, "
-                f"not {type(value).__name__}"
+                f"{what} of {self._label()} must be a NumPy or CuPy array, not {kind_of(value)}"
             )
         for attribute, have, want, remedy in (
             ("shape", array.shape, self.shape, "reshape it"),
@@ -259,5 +259,5 @@ def _as_data(value: Any) -> Any:
         return np.array(value, np.float32)
     raise TypeError(
         "data must be a NumPy or CuPy array, a nested list of numbers or a str, "
-        f"not {type(value).__name__}"
+        f"not {kind_of(value)}"
     )
