@@ -17,11 +17,12 @@ from tests.contract.support import Foreign, array, everything, picture, trained,
 from tests.contract.textual import Client
 
 PACKAGE = Path(lucid_gpu.__file__).parent
-READING = {PACKAGE / "device.py", PACKAGE / "transfer.py"} | {
-    PACKAGE / "optim" / f"{name}.py"
-    for name in ("state_dict", "matching", "groups", "live", "tree", "bounds", "pytorch", "adam")
+CORE = ("state_dict", "matching", "groups", "clients", "tree", "checks", "pytorch")
+READING = {PACKAGE / "device" / f"{name}.py" for name in ("gpu", "arrays", "transfer")} | {
+    PACKAGE / "optim" / name for name in ("adam.py", *(f"core/{name}.py" for name in CORE))
 }
 """Where a restore reads, checks and copies; what comes after only exchanges references."""
+assert all(path.is_file() for path in READING)
 
 
 class InjectedError(Exception):
