@@ -13,7 +13,7 @@ from lucid_gpu.optim.core import state_dict as _state_dict
 from lucid_gpu.optim.core.hooked import Hooked, replaced
 from lucid_gpu.optim.core.placement import Placed
 from lucid_gpu.optim.core.state import State
-from lucid_gpu.optim.core.tree import is_plain
+from lucid_gpu.optim.core.tree import check_depth, is_plain
 
 
 class Optimizer(Placed, Hooked):
@@ -33,8 +33,8 @@ class Optimizer(Placed, Hooked):
 
     Raises:
         TypeError: ``params`` is no ordered collection of parameters, or ``defaults`` no dict.
-        ValueError: ``params`` is empty, an option is out of bounds, a parameter is in two groups,
-            or some parameters are named and others not.
+        ValueError: ``params`` is empty, an option is out of bounds or nested more than 100 levels
+            deep, a parameter is in two groups, or some parameters are named and others not.
 
     Example:
         An optimizer of one's own, for parameters on any device:
@@ -76,6 +76,7 @@ class Optimizer(Placed, Hooked):
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
         if not isinstance(defaults, Mapping):
             raise TypeError(f"defaults must be a dict of options, not {type(defaults).__name__}")
+        _check_depths(defaults)
         self.check_options(defaults)
         self.defaults: dict[str, Any] = dict(defaults)
         self.param_groups: list[dict[str, Any]] = []
@@ -150,11 +151,13 @@ class Optimizer(Placed, Hooked):
         Raises:
             TypeError: it is no dict, or holds something that is no parameter.
             ValueError: ``params`` is missing or empty, a parameter is in another group already,
-                an option is out of bounds, or names are given to some parameters only.
+                an option is out of bounds or nested more than 100 levels deep, or names are given
+                to some parameters only.
         """
         index = len(self.param_groups)
         group = _groups.normalize(param_group, index)
         options = {**self.defaults, **_groups.options(group)}
+        _check_depths(options)
         self.check_options(options)
         owners = {
             id(param): (number, name)
@@ -220,7 +223,8 @@ class Optimizer(Placed, Hooked):
         Raises:
             TypeError: a slot holds something that is no plain data, or an option holds a live
                 object inside a list, tuple or dict.
-            ValueError: ``device`` is unknown.
+            ValueError: ``device`` is unknown, or a slot or an option is nested more than 100
+                levels deep.
         """
         device = None if device is None else gpu.resolve(device)
         for hook in self._state_dict_pre_hooks:
@@ -255,7 +259,8 @@ class Optimizer(Placed, Hooked):
             TypeError: it is no mapping, or part of it is of the wrong type.
             KeyError: ``state``, ``param_groups`` or the ``params`` of a group is missing.
             ValueError: it does not match this optimizer; the text lists every mismatch. Or a
-                model client is missing or of another class.
+                model client is missing or of another class, or a slot or an option is nested more
+                than 100 levels deep.
         """
         if not isinstance(strict, bool):
             raise TypeError(
@@ -276,6 +281,7 @@ class Optimizer(Placed, Hooked):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_depths()
         held = [
             *self._live_options(),
             *(k for slots in self.state.values() for k in slots if not is_plain(slots[k])),
@@ -288,6 +294,7 @@ class Optimizer(Placed, Hooked):
         return {**self.__dict__, **self._transient}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        self._check_depths()
         # Live objects, such as a client with its connections, are shared by the copy.
         memo.update((id(value), value) for value in self._live_options().values())
         twin = type(self).__new__(type(self))
@@ -305,6 +312,13 @@ class Optimizer(Placed, Hooked):
                 lines.append(f"    {key}: {shown}")
             lines.append(f"    {_describe_parameters(group)}")
         return "\n".join([*lines, ")"])
+
+    def _check_depths(self) -> None:
+        for options in self.param_groups:
+            _check_depths(options)
+        for slots in self.state.values():
+            for name, value in slots.items():
+                check_depth(value, f"slot {name!r}")
 
     def _live_options(self) -> dict[str, Any]:
         every = [self.defaults, *map(_groups.options, self.param_groups)]
@@ -325,6 +339,11 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
             "pass the function itself, not its result"
         )
     return closure()
+
+
+def _check_depths(options: Mapping[str, Any]) -> None:
+    for name, value in _groups.options(options).items():
+        check_depth(value, f"option {name!r}")
 
 
 def _describe_parameters(group: Mapping[str, Any]) -> str:
