@@ -27,7 +27,10 @@ class Optimizer(Placed, Hooked):
 
     Attributes:
         param_groups: the groups, each a dict of its options, ``params`` and ``param_names``.
-            An option that is edited takes effect at the next step.
+            An option that is edited takes effect at the next step. A number may be given as
+            NumPy's, or as an array of no dimension of any framework: what the optimizer checks
+            becomes a Python number when the group is made or loaded, and when an edited option
+            is first used.
         state: a mapping from parameter to its slots, filled by the first step of each parameter.
         defaults: a copy of the argument.
 
@@ -76,9 +79,9 @@ class Optimizer(Placed, Hooked):
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
         if not isinstance(defaults, Mapping):
             raise TypeError(f"defaults must be a dict of options, not {type(defaults).__name__}")
-        _check_depths(defaults)
-        self.check_options(defaults)
         self.defaults: dict[str, Any] = dict(defaults)
+        _check_depths(self.defaults)
+        self.check_options(self.defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
         self._init_hooks()
@@ -102,7 +105,10 @@ class Optimizer(Placed, Hooked):
         raise NotImplementedError(f"{type(self).__name__} must define step(closure=None)")
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows."""
+        """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows.
+
+        The functions of :mod:`lucid_gpu.optim.checks` do so, and make numbers of any kind Python's.
+        """
 
     def slot_problems(
         self,

@@ -17,9 +17,10 @@ from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
 from lucid_gpu.optim.core import clients, pytorch
 from lucid_gpu.optim.core import groups as _groups
+from lucid_gpu.optim.core.checks import python_numbers
 from lucid_gpu.optim.core.matching import Match, match_groups
 from lucid_gpu.optim.core.slots import copy_apart
-from lucid_gpu.optim.core.tree import check_depth, copy_tree
+from lucid_gpu.optim.core.tree import check_depth, copy_tree, is_plain
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.optimizer import Optimizer
@@ -224,7 +225,8 @@ def _prepare_options(
     options, installs = dict(present), []
     for key, value in _groups.options(match.saved).items():
         if not clients.is_description(value):
-            options[key] = copy_tree(value, _keep_home, f"option {key!r}")
+            plain = value if is_plain(value) else python_numbers(value)
+            options[key] = copy_tree(plain, _keep_home, f"option {key!r}")
             continue
         lacking = clients.client_problems(key, value, model_clients)
         report.refusals += [f"group {match.index}: {problem}" for problem in lacking]
