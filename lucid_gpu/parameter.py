@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -255,9 +256,24 @@ def _as_data(value: Any) -> Any:
     array = as_array(value)
     if array is not None:
         return array
-    if isinstance(value, int | float | list | tuple):
+    if isinstance(value, int | float | list | tuple) and _are_numbers(value):
         return np.array(value, np.float32)
     raise TypeError(
         "data must be a NumPy or CuPy array, a nested list of numbers or a str, "
-        f"not {kind_of(value)}"
+        f"not {_described(value)}"
     )
+
+
+def _are_numbers(value: Any) -> bool:
+    """Say whether NumPy finds real numbers alone in a number or nested list."""
+    array = np.array(value)
+    if array.dtype.hasobject:  # ints that are too large for any integer type, and others
+        return all(isinstance(item, numbers.Real) for item in array.flat)
+    return np.can_cast(array.dtype, np.float32, "same_kind")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return kind_of(value)
+    kinds = {type(item).__name__ for item in np.array(value, object).flat}
+    return f"a {type(value).__name__} of {', '.join(sorted(kinds))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import gc
 import pickle
 
@@ -46,6 +47,29 @@ def test_an_array_that_lives_elsewhere_is_copied_there(accelerator):
 def test_what_is_no_array_is_refused(value):
     with pytest.raises(TypeError, match="data must be a NumPy or CuPy array"):
         Parameter(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [
+        ([None], "a list of NoneType"),
+        ([[1, None]], "a list of NoneType, int"),
+        (["1.5"], "a list of str"),
+        ((1, "a"), "a tuple of int, str"),
+        ([1j], "a list of complex"),
+        ([b"1"], "a list of bytes"),
+        ([{}], "a list of dict"),
+        ([np.datetime64("2026")], "a list of datetime64"),
+    ],
+)
+def test_a_list_of_what_is_no_number_is_refused(value, kinds):
+    with pytest.raises(TypeError, match=f"a nested list of numbers or a str, not {kinds}$"):
+        Parameter(value)
+
+
+@pytest.mark.parametrize("value", [[True], [2**70], [np.float16(0.5)], [fractions.Fraction(1, 3)]])
+def test_real_numbers_of_any_kind_make_a_list(value):
+    np.testing.assert_array_equal(Parameter(value).data, np.array(value, np.float32))
 
 
 def test_a_ragged_list_is_refused():

@@ -112,6 +112,13 @@ CONSTRUCTION = {
     "a number": Wrong(lambda _: optim.Adam(3), TypeError, "params", "iterable"),
     "None": Wrong(lambda _: optim.Adam(None), TypeError, "NoneType", "iterable"),
     "a string": Wrong(lambda _: optim.Adam("abc"), TypeError, "str", "iterable"),
+    "the class": Wrong(lambda _: optim.Adam(Parameter), TypeError, "params .* type", "iterable"),
+    "the class in a list": Wrong(
+        lambda _: optim.Adam([Parameter]), TypeError, "class Parameter", "pass an instance"
+    ),
+    "the class in a pair": Wrong(
+        lambda _: optim.Adam([("w", Parameter)]), TypeError, "class Parameter", "pass an instance"
+    ),
     "an empty list": Wrong(lambda _: optim.Adam([]), ValueError, "params", "at least one"),
     "a used-up generator": Wrong(lambda _: optim.Adam(iter(())), ValueError, "params", "generator"),
     "an array among parameters": Wrong(

@@ -110,6 +110,20 @@ class Optimizer(Placed, Hooked):
         The functions of :mod:`lucid_gpu.optim.checks` do so, and make numbers of any kind Python's.
         """
 
+    def require_whole(self) -> None:
+        """Raise if groups or state were edited so that no step and no state dict can be made.
+
+        Raises:
+            TypeError: ``state``, ``param_groups`` or a group was replaced by something else.
+            ValueError: a group lacks an option, its parameters or their names.
+        """
+        if not isinstance(self.state, State):
+            raise TypeError(
+                f"state was replaced by a {type(self.state).__name__}: put back the mapping that "
+                "it was; state.clear() empties it"
+            )
+        _groups.require_whole(self.param_groups, self.defaults)
+
     def slot_problems(
         self,
         param: Any,
@@ -235,6 +249,7 @@ class Optimizer(Placed, Hooked):
         device = None if device is None else gpu.resolve(device)
         for hook in self._state_dict_pre_hooks:
             hook(self)
+        self.require_whole()
         snapshot = _state_dict.snapshot(self, device, copy)
         for hook in self._state_dict_post_hooks:
             snapshot = replaced(hook, hook(self, snapshot), snapshot)
@@ -282,6 +297,7 @@ class Optimizer(Placed, Hooked):
             state_dict = dict(state_dict)
         for hook in self._load_state_dict_pre_hooks:
             state_dict = replaced(hook, hook(self, state_dict), state_dict)
+        self.require_whole()
         _state_dict.restore(self, state_dict, strict, model_clients or {})
         for hook in self._load_state_dict_post_hooks:
             hook(self)
