@@ -78,6 +78,19 @@ def as_array(value: Any) -> Array | None:
     return None
 
 
+def is_writable(value: Any) -> bool:
+    """Say whether the elements of an array, of whichever framework, can be assigned."""
+    if is_cupy(value):
+        return True
+    if isinstance(value, np.ndarray):
+        return bool(value.flags.writeable)
+    try:
+        value[...] = value
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
 DLPACK_HOSTS = (1, 3)
 """DLPack's device types of host memory: plain, and pinned by CUDA."""
 

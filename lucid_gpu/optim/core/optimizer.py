@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 from lucid_gpu.device import gpu
-from lucid_gpu.device.arrays import as_array, device_of, is_array
+from lucid_gpu.device.arrays import as_array, device_of, is_array, is_writable
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core import state_dict as _state_dict
 from lucid_gpu.optim.core.hooked import Hooked, replaced
@@ -209,7 +210,13 @@ class Optimizer(Placed, Hooked):
             set_to_none: True sets each ``grad`` to None. False fills the existing buffers with
                 zeros in place; no buffer is made where there is none. The gradient of a text
                 becomes an empty list either way, unless it is frozen.
+
+        Raises:
+            TypeError: with False, a gradient cannot be changed in place. None of them was.
         """
+        if not set_to_none:
+            for name, param in chain.from_iterable(map(_groups.named, self.param_groups)):
+                _require_writable(name, param.grad)
         for param in self._params():
             grad = param.grad
             if isinstance(param.data, str) or isinstance(grad, list):
@@ -366,6 +373,14 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
 def _check_depths(options: Mapping[str, Any]) -> None:
     for name, value in _groups.options(options).items():
         check_depth(value, f"option {name!r}")
+
+
+def _require_writable(name: str, grad: Any) -> None:
+    if grad is not None and not isinstance(grad, list) and not is_writable(grad):
+        raise TypeError(
+            f"the gradient of parameter {name!r} is a {type(grad).__name__} that cannot be changed "
+            "in place: zero_grad() sets it to None instead"
+        )
 
 
 def _describe_parameters(group: Mapping[str, Any]) -> str:
