@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -208,9 +209,10 @@ class Parameter:
         self.__dict__.update(state, _entry=gradient_table.enter())
         self.rehome(self._data, self._grad, self._stays)
 
-    def __del__(self) -> None:
+    # Bound once, because at exit this may outlive the names of its module.
+    def __del__(self, leave: Callable[[int], None] = gradient_table.leave) -> None:
         if "_entry" in self.__dict__:
-            gradient_table.leave(self._entry)
+            leave(self._entry)
 
     def _set_data(self, data: Any) -> None:
         global _latest_data  # noqa: PLW0603 - one token for the process: comparing it costs nothing

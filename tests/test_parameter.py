@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import fractions
 import gc
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lucid_gpu
 from lucid_gpu import Parameter
 from lucid_gpu.device import gradient_table, transfer
 from lucid_gpu.device.arrays import device_of
@@ -205,3 +210,20 @@ def test_a_parameter_that_is_gone_leaves_its_ledger_entry_to_another():
     entry = Parameter([1.0]).entry
     gc.collect()
     assert entry in {Parameter([1.0]).entry, *gradient_table._free}
+
+
+def test_a_parameter_may_outlive_the_modules_at_exit():
+    code = """
+import sys
+from lucid_gpu import Parameter
+param = Parameter([1.0])
+sys.kept = sys.modules["__main__"]  # which is emptied after what it imported
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(lucid_gpu.__file__).parents[1])},
+    )
+    assert done.stderr == ""
