@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lucid_gpu.device import gpu, gradient_table, transfer
-from lucid_gpu.device.arrays import are_alike, as_array, device_of
+from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
 
 _latest_data: object = object()
 _latest_grad: object = object()
@@ -26,8 +28,9 @@ class Parameter:
 
     Args:
         data: a NumPy or CuPy array, or an array of another framework that speaks DLPack, taken
-            without a copy; a number or nested list of numbers, which becomes a float32 array; or
-            a ``str``, for optimizers that train text.
+            without a copy: of a subclass of ``numpy.ndarray`` a plain view, a ``memmap`` as it is,
+            a masked array not at all; a number or nested list of numbers, which becomes a float32
+            array; or a ``str``, for optimizers that train text.
         requires_grad: False freezes the parameter: it takes no gradient, so no step changes it.
         name: the name under which errors, ``repr`` and state dicts speak of it.
         device: ``"cpu"`` or ``"cuda:N"``; None leaves an array where it is and puts a list on the
@@ -206,9 +209,10 @@ class Parameter:
         self.__dict__.update(state, _entry=gradient_table.enter())
         self.rehome(self._data, self._grad, self._stays)
 
-    def __del__(self) -> None:
+    # Bound once, because at exit this may outlive the names of its module.
+    def __del__(self, leave: Callable[[int], None] = gradient_table.leave) -> None:
         if "_entry" in self.__dict__:
-            gradient_table.leave(self._entry)
+            leave(self._entry)
 
     def _set_data(self, data: Any) -> None:
         global _latest_data  # noqa: PLW0603 - one token for the process: comparing it costs nothing
@@ -233,8 +237,7 @@ class Parameter:
         array = as_array(value)
         if array is None:
             raise TypeError(
-                f"{what} of {self._label()} must be a NumPy or CuPy array, "
-                f"not {type(value).__name__}"
+                f"{what} of {self._label()} must be a NumPy or CuPy array, not {kind_of(value)}"
             )
         for attribute, have, want, remedy in (
             ("shape", array.shape, self.shape, "reshape it"),
@@ -255,9 +258,24 @@ def _as_data(value: Any) -> Any:
     array = as_array(value)
     if array is not None:
         return array
-    if isinstance(value, int | float | list | tuple):
+    if isinstance(value, int | float | list | tuple) and _are_numbers(value):
         return np.array(value, np.float32)
     raise TypeError(
         "data must be a NumPy or CuPy array, a nested list of numbers or a str, "
-        f"not {type(value).__name__}"
+        f"not {_described(value)}"
     )
+
+
+def _are_numbers(value: Any) -> bool:
+    """Say whether NumPy finds real numbers alone in a number or nested list."""
+    array = np.array(value)
+    if array.dtype.hasobject:  # ints that are too large for any integer type, and others
+        return all(isinstance(item, numbers.Real) for item in array.flat)
+    return np.can_cast(array.dtype, np.float32, "same_kind")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return kind_of(value)
+    kinds = {type(item).__name__ for item in np.array(value, object).flat}
+    return f"a {type(value).__name__} of {', '.join(sorted(kinds))}"

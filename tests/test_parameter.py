@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import gc
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lucid_gpu
 from lucid_gpu import Parameter
 from lucid_gpu.device import gradient_table, transfer
 from lucid_gpu.device.arrays import device_of
@@ -46,6 +52,29 @@ def test_an_array_that_lives_elsewhere_is_copied_there(accelerator):
 def test_what_is_no_array_is_refused(value):
     with pytest.raises(TypeError, match="data must be a NumPy or CuPy array"):
         Parameter(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [
+        ([None], "a list of NoneType"),
+        ([[1, None]], "a list of NoneType, int"),
+        (["1.5"], "a list of str"),
+        ((1, "a"), "a tuple of int, str"),
+        ([1j], "a list of complex"),
+        ([b"1"], "a list of bytes"),
+        ([{}], "a list of dict"),
+        ([np.datetime64("2026")], "a list of datetime64"),
+    ],
+)
+def test_a_list_of_what_is_no_number_is_refused(value, kinds):
+    with pytest.raises(TypeError, match=f"a nested list of numbers or a str, not {kinds}$"):
+        Parameter(value)
+
+
+@pytest.mark.parametrize("value", [[True], [2**70], [np.float16(0.5)], [fractions.Fraction(1, 3)]])
+def test_real_numbers_of_any_kind_make_a_list(value):
+    np.testing.assert_array_equal(Parameter(value).data, np.array(value, np.float32))
 
 
 def test_a_ragged_list_is_refused():
@@ -181,3 +210,20 @@ def test_a_parameter_that_is_gone_leaves_its_ledger_entry_to_another():
     entry = Parameter([1.0]).entry
     gc.collect()
     assert entry in {Parameter([1.0]).entry, *gradient_table._free}
+
+
+def test_a_parameter_may_outlive_the_modules_at_exit():
+    code = """
+import sys
+from lucid_gpu import Parameter
+param = Parameter([1.0])
+sys.kept = sys.modules["__main__"]  # which is emptied after what it imported
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(lucid_gpu.__file__).parents[1])},
+    )
+    assert done.stderr == ""

@@ -59,7 +59,7 @@ class Encoder:
             return encoder(self, value, path, depth + 1)
         if isinstance(value, np.generic):
             return self._scalar(value, path)
-        if is_array(value):
+        if is_array(value) or isinstance(value, np.ndarray):
             return {"$array": self._array(value, path)}
         if isinstance(value, Parameter):
             return self._parameter(value, path, depth + 1)

@@ -8,20 +8,20 @@ tool of that name: 1 for a difference, 2 when it cannot tell.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lucid_gpu
 from lucid_gpu.checkpoint import CheckpointError, report
-from lucid_gpu.command import demo, display, info
+from lucid_gpu.command import demo, display, info, startup
 from lucid_gpu.device import gpu
 from lucid_gpu.execution.cpu import thread_count
 
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["verify", "/nowhere"])
         1
     """
+    _replace_closed_streams()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
+            startup.finish()
             arguments = _parser().parse_args(argv)
             code: int = arguments.run(arguments)
             sys.stdout.flush()
@@ -53,10 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
-            return _fail("interrupted", 128 + signal.SIGINT)
+            return _fail("interrupted", startup.EXIT_CODE)
         except _FAILURES as error:
             return _fail(str(error))
     return code
+
+
+def _replace_closed_streams() -> None:
+    """Have output go nowhere where a stream was closed ahead of the start."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as it runs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,28 +124,46 @@ def _demo(arguments: argparse.Namespace) -> int:
         thread_count()
     except ValueError as error:
         return _fail(str(error))
-    directory = arguments.checkpoint or Path(tempfile.mkdtemp(prefix="lucid-gpu-demo-"))
     home = arguments.device or gpu.default()
-    run = demo.train(
-        directory,
-        home,
-        arguments.optimizer,
-        arguments.seed,
-        arguments.epochs,
-        arguments.resume,
-    )
-    if arguments.plot is not None and run.history:
-        display.plot(run.history, arguments.plot)
-    if run.interrupted_by is not None:
+    with _directory(arguments.checkpoint) as directory:
+        run = demo.train(
+            directory,
+            home,
+            arguments.optimizer,
+            arguments.seed,
+            arguments.epochs,
+            arguments.resume,
+        )
+        if arguments.plot is not None and run.history:
+            display.plot(run.history, arguments.plot)
         again = _resume_command(directory, home, arguments.plot)
-        message = f"stopped after {run.step} mini-batches, all saved; to continue:\n  {again}"
-        return _fail(message, 128 + run.interrupted_by)
-    print(
-        f"test accuracy {run.history[-1]['test']:.1%} after epoch {len(run.history)} of "
-        f"{run.settings['optimizer']}, seed {run.settings['seed']}, on {home}\n"
-        f"parameters {run.digest()}, checkpoints in {directory}"
-    )
+        if run.interrupted_by is not None:
+            message = f"stopped after {run.step} mini-batches, all saved; to continue:\n  {again}"
+            return _fail(message, 128 + run.interrupted_by)
+        print(
+            f"test accuracy {run.history[-1]['test']:.1%} after epoch {len(run.history)} of "
+            f"{run.settings['optimizer']}, seed {run.settings['seed']}, on {home}\n"
+            f"parameters {run.digest()}, checkpoints in {directory}"
+        )
+        if arguments.checkpoint is None:
+            longer = f"{again} --epochs {2 * len(run.history)}"
+            print(f"kept, for you to delete, so that training can go on:\n  {longer}")
+        sys.stdout.flush()
     return 0
+
+
+@contextlib.contextmanager
+def _directory(given: Path | None) -> Iterator[Path]:
+    """Yield the directory of a run; a new one does not outlive a failure, of which none is told."""
+    if given is not None:
+        yield given
+        return
+    made = Path(tempfile.mkdtemp(prefix="lucid-gpu-demo-"))
+    try:
+        yield made
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def _resume_command(directory: Path, home: str, plot: Path | None) -> str:

@@ -36,9 +36,13 @@ def check_packages() -> None:
         raise DemoError(f"the demo needs {', '.join(absent)}: {INSTALL}")
 
 
+BAR_COLUMNS = 70
+"""How wide a terminal must be to show bar, figures and remaining time side by side."""
+
+
 @contextlib.contextmanager
 def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str], None]]:
-    """Yield ``show(step, line)``: a bar on a terminal, elsewhere each new line.
+    """Yield ``show(step, line)``: a bar on a terminal, elsewhere, or on a narrow one, new lines.
 
     Args:
         start: the steps that are done.
@@ -50,14 +54,15 @@ def progress(start: int, total: int, line: str) -> Iterator[Callable[[int, str],
 
     console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     columns = (BarColumn(24), "{task.description}", TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_interactive) as bar:
+    has_bar = console.is_interactive and console.width >= BAR_COLUMNS
+    with Progress(*columns, console=console, disable=not has_bar) as bar:
         task = bar.add_task(line, total=total, completed=start)
         shown = line
 
         def show(step: int, line: str) -> None:
             nonlocal shown
             bar.update(task, completed=step, description=line)
-            if line != shown and not console.is_interactive:
+            if line != shown and not has_bar:
                 console.print(line, soft_wrap=True)
             shown = line
 

@@ -13,15 +13,31 @@ Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
 
 
+PLAIN = (np.ndarray, np.memmap)
+"""Types of NumPy arrays that compute as NumPy does."""
+
+
 def is_cupy(value: object) -> bool:
     """Say whether ``value`` is a CuPy array, without importing CuPy."""
     module = sys.modules.get("cupy")
     return module is not None and isinstance(value, module.ndarray)
 
 
+def is_masked(value: object) -> bool:
+    """Say whether ``value`` is a masked array, without importing what NumPy imports on need."""
+    module = sys.modules.get("numpy.ma")
+    return module is not None and isinstance(value, module.MaskedArray)
+
+
 def is_array(value: object) -> bool:
-    """Say whether ``value`` is a NumPy or CuPy array."""
-    return isinstance(value, np.ndarray) or is_cupy(value)
+    """Say whether ``value`` is a NumPy or CuPy array; a masked one is not, for it is two."""
+    return is_cupy(value) or (isinstance(value, np.ndarray) and not is_masked(value))
+
+
+def kind_of(value: object) -> str:
+    """Return how an error calls what should be an array: its type, and what to do if masked."""
+    advice = ", whose mask would be lost: pass its .filled(value)" if is_masked(value) else ""
+    return type(value).__name__ + advice
 
 
 def device_of(array: Array) -> str:
@@ -40,23 +56,39 @@ def are_alike(array: Any, other: Array) -> bool:
         type(array) is type(other)
         and array.shape == other.shape
         and array.dtype == other.dtype
-        and (type(array) is np.ndarray or array.data.device_id == other.data.device_id)
+        and (type(array) in PLAIN or array.data.device_id == other.data.device_id)
     )
 
 
 def as_array(value: Any) -> Array | None:
     """Return ``value`` as a NumPy or CuPy array that shares its memory, or None if it is no array.
 
-    Arrays of other frameworks come in through DLPack, without a copy.
+    Arrays of other frameworks come in through DLPack, without a copy. Of a subclass of NumPy's,
+    which may compute otherwise, the result is a plain view; a ``memmap`` is plain already.
     """
-    if is_array(value):
+    if type(value) in PLAIN or is_cupy(value):
         return value
+    if isinstance(value, np.ndarray):
+        return None if is_masked(value) else value.view(np.ndarray)
     if isinstance(value, np.generic):
         return np.asarray(value)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         on_host = value.__dlpack_device__()[0] in DLPACK_HOSTS
         return (np if on_host else gpu.cupy()).from_dlpack(value)
     return None
+
+
+def is_writable(value: Any) -> bool:
+    """Say whether the elements of an array, of whichever framework, can be assigned."""
+    if is_cupy(value):
+        return True
+    if isinstance(value, np.ndarray):
+        return bool(value.flags.writeable)
+    try:
+        value[...] = value
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 DLPACK_HOSTS = (1, 3)

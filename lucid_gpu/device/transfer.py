@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lucid_gpu.device import gpu
 from lucid_gpu.device.arrays import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lucid_gpu.device.arrays import Array
 
@@ -30,8 +31,14 @@ def layout(array: Array) -> str:
 
 
 def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Return an uninitialized NumPy array in page-locked host memory."""
-    return gpu.cupyx().empty_pinned(shape, dtype)  # type: ignore[no-any-return]
+    """Return an uninitialized NumPy array in page-locked host memory.
+
+    Raises:
+        MemoryError: the system has no such memory.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    empty = functools.partial(gpu.cupyx().empty_pinned, shape, dtype)
+    return _pinned(nbytes, empty)  # type: ignore[no-any-return]
 
 
 def pinned_block(nbytes: int) -> np.ndarray[Any, Any]:
@@ -45,18 +52,25 @@ def pinned_block(nbytes: int) -> np.ndarray[Any, Any]:
     """
     cp = gpu.cupy()
     allocate = functools.partial(cp.cuda.PinnedMemory, nbytes, cp.cuda.runtime.hostAllocPortable)
+    memory = _pinned(nbytes, allocate)
+    return np.ndarray((nbytes,), np.uint8, cp.cuda.PinnedMemoryPointer(memory, 0))
+
+
+def _pinned(nbytes: int, allocate: Callable[[], Any]) -> Any:
+    """Return what ``allocate`` does, if need be after CuPy's pool has given back what it spares."""
+    cp = gpu.cupy()
     try:
-        memory = allocate()
+        return allocate()
     except cp.cuda.runtime.CUDARuntimeError:
         cp.get_default_pinned_memory_pool().free_all_blocks()
-        try:
-            memory = allocate()
-        except cp.cuda.runtime.CUDARuntimeError as error:
-            raise MemoryError(
-                f"{nbytes / 2**30:.1f} GiB of page-locked host memory cannot be had ({error}): "
-                "free host memory, or raise the limits of this process or container"
-            ) from error
-    return np.ndarray((nbytes,), np.uint8, cp.cuda.PinnedMemoryPointer(memory, 0))
+    try:
+        return allocate()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        size = f"{nbytes / 2**30:.1f} GiB" if nbytes >= 1 << 30 else f"{nbytes:,} bytes"
+        raise MemoryError(
+            f"{size} of page-locked host memory cannot be had ({error}): "
+            "free host memory, or raise the limits of this process or container"
+        ) from error
 
 
 def is_pinned(array: np.ndarray[Any, Any]) -> bool:

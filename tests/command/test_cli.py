@@ -58,6 +58,47 @@ def test_a_demo_without_a_directory_makes_a_new_one(monkeypatch, tmp_path, capsy
     assert len(set(named)) == 2
 
 
+def test_a_new_directory_is_named_with_the_reason_that_it_stays(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run("demo", "--device", "cpu", "--epochs", 1) == 0
+    *_, reason, command = capsys.readouterr().out.splitlines()
+    assert reason == "kept, for you to delete, so that training can go on:"
+    words = shlex.split(command)
+    assert run(*words[words.index("demo") :]) == 0
+    [directory] = tmp_path.iterdir()
+    assert demo.train(directory, resume=True).step == 2 * 45
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError("disk full"), 1), (KeyboardInterrupt(), 130), (SystemExit(1), 1)]
+)
+def test_a_new_directory_goes_with_a_run_that_fails(monkeypatch, tmp_path, error, code) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = []
+
+    def fail(directory: Path, *_) -> None:
+        checkpoint.save(directory / "step-000000000045", {"w": 1})
+        made.append(directory)
+        raise error
+
+    monkeypatch.setattr(demo, "train", fail)
+    assert run("demo", "--device", "cpu") == code
+    assert made[0].parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_directory_stays_when_a_run_fails(monkeypatch, tmp_path) -> None:
+    def fail(directory: Path, *_) -> None:
+        checkpoint.save(directory / "step-000000000045", {"w": 1})
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo, "train", fail)
+    assert run("demo", "--device", "cpu", "--checkpoint", tmp_path) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_plot_of_a_resumed_run_shows_the_whole_history(monkeypatch, finished, tmp_path) -> None:
     drawn = []
     monkeypatch.setattr(
@@ -184,13 +225,38 @@ def test_an_interrupt_elsewhere_ends_with_130(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "lucid-gpu: interrupted\n"
 
 
-def test_a_reader_that_has_enough_sees_no_traceback() -> None:
-    script = f"{shlex.join([*COMMAND, 'demo', '--device', 'cpu', '--epochs', '20'])} | head -n 1"
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT
+def in_shell(words: str, redirected: str, **environment: object) -> subprocess.CompletedProcess:
+    """Run the command in a shell, its output redirected."""
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.join([*COMMAND, *words.split()])} {redirected}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**ENVIRONMENT, **{name: str(value) for name, value in environment.items()}},
     )
+
+
+def test_a_reader_that_has_enough_sees_no_traceback_and_no_folder_stays(tmp_path) -> None:
+    done = in_shell("demo --device cpu --epochs 20", "| head -n 1", TMPDIR=tmp_path)
     assert done.stdout.startswith("epoch 1/20")
     assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_trains_where_its_output_is_closed(tmp_path) -> None:
+    words = f"demo --device cpu --epochs 1 --checkpoint {tmp_path / 'run'}"
+    done = in_shell(words, ">&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(demo.train(tmp_path / "run", resume=True).history) == 1
+
+
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_change_no_exit_code(redirected) -> None:
+    for words, code in (("info", 0), ("inspect /absent", 1)):
+        done = in_shell(words, redirected)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert bool(done.stdout) == (redirected == "2>&-" and code == 0)
 
 
 def test_a_reader_that_is_gone_sees_no_traceback() -> None:

@@ -38,10 +38,10 @@ def test_forced_colours_bring_no_control_characters_into_a_pipe() -> None:
     assert done.stdout == "half 0 of 2\nhalf 1 of 2\nhalf 2 of 2\n"
 
 
-def on_terminal(kind: str) -> str:
+def on_terminal(kind: str, width: int = 100) -> str:
     """Return what the progress of CODE writes to a terminal."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": kind, "COLUMNS": "100"}
+    environment = {**os.environ, "TERM": kind, "COLUMNS": str(width)}
     command = [sys.executable, "-c", CODE]
     subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, check=True, env=environment)
     os.close(theirs)
@@ -59,6 +59,21 @@ def test_a_terminal_shows_a_bar_that_stays() -> None:
     text = on_terminal("xterm")
     assert "━" * 24 in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     assert "half 2 of 2" in text
+
+
+@pytest.mark.parametrize("width", [30, 69])
+def test_a_narrow_terminal_gets_lines(width: int) -> None:
+    text = on_terminal("xterm", width)
+    assert text == "half 0 of 2\r\nhalf 1 of 2\r\nhalf 2 of 2\r\n"
+
+
+def test_what_is_shown_beside_a_bar_is_whole(monkeypatch) -> None:
+    """The longest line of the demo, on the narrowest terminal that gets a bar."""
+    line = "epoch 30/30  loss 0.0123  train 100.0%  test 97.5%"
+    monkeypatch.setitem(globals(), "CODE", CODE.replace('f"half {step // 2} of 2"', repr(line)))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", on_terminal("xterm", display.BAR_COLUMNS))
+    last = text.split("\r")[-2]
+    assert re.search(rf"━ {line} \d:\d\d:\d\d", last)
 
 
 def test_a_dumb_terminal_gets_lines() -> None:

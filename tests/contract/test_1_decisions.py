@@ -9,7 +9,7 @@ import pytest
 
 from lucid_gpu import Parameter, optim
 from lucid_gpu.optim.dialects import tiny_pytorch
-from tests.contract.support import array, host, trained, values
+from tests.contract.support import Foreign, array, host, trained, values
 
 
 def trajectory(optimizer, param, gradients, device):
@@ -71,6 +71,31 @@ def test_zero_grad_never_allocates_a_buffer(device):
     param = Parameter([1.0], device=device)
     optim.SGD([param]).zero_grad(set_to_none=False)
     assert param.grad is None
+
+
+def of_jax():
+    return pytest.importorskip("jax.numpy").ones(2)
+
+
+IMMUTABLE = {
+    "read-only": lambda: np.frombuffer(b"\0" * 8, np.float32),
+    "broadcast": lambda: np.broadcast_to(np.float32(1), (2,)),
+    "of jax": of_jax,
+    "a float": lambda: 1.0,
+    "a tuple": lambda: (1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("kind", IMMUTABLE)
+def test_an_immutable_gradient_cannot_be_zeroed_and_none_is(kind):
+    first = trained([1.0, 2.0], [3.0, 4.0], "cpu", name="first")
+    frozen = Foreign(np.ones(2, np.float32), IMMUTABLE[kind]())
+    optimizer = optim.SGD([("first", first), ("frozen", frozen)])
+    with pytest.raises(TypeError, match=r"the gradient of parameter 'frozen' .*zero_grad\(\) sets"):
+        optimizer.zero_grad(set_to_none=False)
+    assert first.grad.tolist() == [3, 4]
+    optimizer.zero_grad()
+    assert frozen.grad is None
 
 
 @pytest.mark.parametrize("reset", ["clear_grad", "reset_grad"])

@@ -56,11 +56,14 @@ def trees(leaves):
 TREES = trees(LEAVES | st.complex_numbers())
 
 
-def mine(**defaults):
-    class Own(optim.Optimizer):
-        def step(self, closure=None):
-            return None
+class Own(optim.Optimizer):
+    """An optimizer that changes nothing."""
 
+    def step(self, closure=None):
+        return None
+
+
+def mine(**defaults):
     return Own([Parameter([1.0], name="w")], defaults)
 
 
@@ -118,17 +121,120 @@ def test_nested_arrays_go_to_the_device_of_the_parameter(device):
     assert device_of(optimizer.state[param]["history"][0][1]["x"]) == gpu.resolve(device)
 
 
+def nested(levels):
+    """Return a number inside so many lists, tuples and dicts, in turn."""
+    value = 1
+    for level in range(levels):
+        value = ([value], (value,), {"next": value})[level % 3]
+    return value
+
+
 def test_values_nested_a_hundred_deep_come_back():
-    """Row 27 of docs/contract.md."""
-    optimizer = mine()
+    """Rows 27 and 29a."""
+    optimizer = mine(deep=nested(100))
     param = optimizer.param_groups[0]["params"][0]
-    deep = value = []
-    for _ in range(100):
-        value.append(({"next": []},))
-        value = value[0][0]["next"]
-    optimizer.state[param]["deep"] = deep
+    optimizer.state[param]["deep"] = nested(100)
     optimizer.load_state_dict(optimizer.state_dict())
-    assert picture(optimizer.state[param]["deep"]) == picture(deep)
+    for twin in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        own = twin.param_groups[0]["params"][0]
+        assert picture(twin.state[own]["deep"]) == picture(nested(100))
+        assert picture(twin.param_groups[0]["deep"]) == picture(nested(100))
+
+
+class Deep:
+    """A live object whose state is nested too deep."""
+
+    def __init__(self, levels):
+        self.levels = levels
+
+    def state_dict(self):
+        return {"usage": nested(self.levels)}
+
+    def load_state_dict(self, state):
+        self.levels = 0
+
+
+def with_deep_slot(levels):
+    optimizer = mine()
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["deep"] = nested(levels)
+    return optimizer
+
+
+def with_deep_option(levels):
+    optimizer = mine()
+    optimizer.param_groups[0]["deep"] = nested(levels)
+    return optimizer
+
+
+def saved(**group):
+    state_dict = mine().state_dict()
+    state_dict["param_groups"][0].update(group)
+    return state_dict
+
+
+def deep_pytorch(levels):
+    return {"state": {}, "param_groups": [{"params": [0], "foreach": None, "x": nested(levels)}]}
+
+
+TOO_DEEP = {
+    "a default": lambda n: mine(deep=nested(n)),
+    "a default of a fused optimizer": lambda n: optim.SGD([Parameter([1.0])], lr=nested(n)),
+    "an option of a group": lambda n: mine().add_param_group(
+        {"params": [("b", Parameter([1.0]))], "deep": nested(n)}
+    ),
+    "an option, saved": lambda n: with_deep_option(n).state_dict(),
+    "an option, copied": lambda n: copy.deepcopy(with_deep_option(n)),
+    "an option, pickled": lambda n: pickle.dumps(with_deep_option(n)),
+    "an option, loaded": lambda n: mine().load_state_dict(saved(deep=nested(n))),
+    "an option, loaded from PyTorch": lambda n: mine().load_state_dict(deep_pytorch(n)),
+    "ids, loaded": lambda n: mine().load_state_dict(saved(params=nested(n))),
+    "names, loaded": lambda n: mine().load_state_dict(saved(param_names=[nested(n)])),
+    "a class, loaded": lambda n: mine().load_state_dict(saved(optimizer_class=nested(n))),
+    "a slot, saved": lambda n: with_deep_slot(n).state_dict(),
+    "a slot, copied": lambda n: copy.deepcopy(with_deep_slot(n)),
+    "a slot, pickled": lambda n: pickle.dumps(with_deep_slot(n)),
+    "a slot, moved": lambda n: with_deep_slot(n).to("cpu"),
+    "a slot, loaded": lambda n: mine().load_state_dict(
+        {**saved(), "state": {0: {"step": nested(n)}}}
+    ),
+    "a client, saved": lambda n: mine(client=Deep(n)).state_dict(),
+    "a description, loaded": lambda n: mine().load_state_dict(
+        saved(client={"class_type": "Deep", "x": nested(n)}), model_clients={"client": Deep(1)}
+    ),
+    "a client, replaced": lambda n: mine().load_state_dict(
+        saved(client={"class_type": "Deep"}), model_clients={"client": Deep(n)}
+    ),
+}
+
+
+@pytest.mark.parametrize("levels", [101, 500, 5000])
+@pytest.mark.parametrize("kind", TOO_DEEP)
+def test_what_is_nested_deeper_than_a_hundred_levels_is_refused(kind, levels):
+    """Row 29a."""
+    with pytest.raises(ValueError, match="nested more than 100 levels deep"):
+        TOO_DEEP[kind](levels)
+
+
+def test_what_holds_itself_is_refused():
+    """Row 29a."""
+    value = []
+    value.append(value)
+    with pytest.raises(ValueError, match="holds itself"):
+        mine(loop=value)
+
+
+def test_a_refused_load_of_something_deep_changes_nothing():
+    """Rows 22 and 29a."""
+    optimizer = with_deep_slot(3)
+    state_dict = optimizer.state_dict()
+    state_dict["state"][0]["deep"] = nested(101)
+    with unchanged(optimizer), pytest.raises(ValueError, match=r"\[0\]\['deep'\] is nested"):
+        optimizer.load_state_dict(state_dict)
+
+
+def test_an_option_that_was_edited_too_deep_does_not_break_the_repr():
+    """Rows 9 and 29a."""
+    assert "deep: <dict>" in repr(with_deep_option(1500))
 
 
 class Text(str):

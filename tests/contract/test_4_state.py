@@ -87,6 +87,16 @@ def test_slots_live_beside_their_parameter(device):
         assert slots["exp_avg"].shape == param.shape
 
 
+def test_a_step_count_that_numpy_counted_is_loaded_as_a_python_int(device):
+    """Row 20."""
+    saved, twin = adam(device).state_dict(), adam(device, steps=1)
+    saved["state"][0]["step"] = np.int64(2)
+    twin.load_state_dict(saved)
+    step = twin.state[twin.param_groups[0]["params"][0]]["step"]
+    assert (type(step), step) == (int, 2)
+    assert type(saved["state"][0]["step"]) is np.int64
+
+
 def test_a_step_count_that_is_set_is_used(device):
     """Row 20 of docs/contract.md."""
     set_, run = adam(device, steps=1), adam(device, steps=1)
@@ -398,7 +408,7 @@ def test_strict_checks_the_class(device):
         twin.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("step", [1.0, -1, "1", None, True, np.int64(1)])
+@pytest.mark.parametrize("step", [1.0, -1, "1", None, True, np.float64(1), np.int64(-1)])
 def test_strict_checks_the_step_count(device, step):
     """Row 24 of docs/contract.md."""
     saved = adam(device).state_dict()

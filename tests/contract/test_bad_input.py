@@ -112,6 +112,13 @@ CONSTRUCTION = {
     "a number": Wrong(lambda _: optim.Adam(3), TypeError, "params", "iterable"),
     "None": Wrong(lambda _: optim.Adam(None), TypeError, "NoneType", "iterable"),
     "a string": Wrong(lambda _: optim.Adam("abc"), TypeError, "str", "iterable"),
+    "the class": Wrong(lambda _: optim.Adam(Parameter), TypeError, "params .* type", "iterable"),
+    "the class in a list": Wrong(
+        lambda _: optim.Adam([Parameter]), TypeError, "class Parameter", "pass an instance"
+    ),
+    "the class in a pair": Wrong(
+        lambda _: optim.Adam([("w", Parameter)]), TypeError, "class Parameter", "pass an instance"
+    ),
     "an empty list": Wrong(lambda _: optim.Adam([]), ValueError, "params", "at least one"),
     "a used-up generator": Wrong(lambda _: optim.Adam(iter(())), ValueError, "params", "generator"),
     "an array among parameters": Wrong(
@@ -384,6 +391,21 @@ STATE_DICTS = {
     ),
     "a slot that is a number": load(
         lambda w: w.with_slot(exp_avg=0.0), ValueError, "'exp_avg' is a float", "NumPy or CuPy"
+    ),
+    "a class in a list": load(
+        lambda w: w.saved(optimizer_class=["Adam"]), TypeError, "'optimizer_class'", "name of a"
+    ),
+    "names without a hash": load(
+        lambda w: w.saved(param_names=[["a"], "b"]), TypeError, "'param_names'", "list of strings"
+    ),
+    "names that are numbers": load(
+        lambda w: w.saved(param_names=[0, 1]), TypeError, "'param_names'", "list of strings"
+    ),
+    "a step that no float can hold": load(
+        lambda w: w.with_slot(step=10**400), ValueError, "'a': slot 'step' is an int", "at most"
+    ),
+    "a step that no text can hold": load(
+        lambda w: w.with_slot(step=-(10**5000)), ValueError, "'a': slot 'step' is an int", "at most"
     ),
     "a negative step": load(
         lambda w: w.with_slot(step=-1), ValueError, "'a': slot 'step'", "int >= 0"

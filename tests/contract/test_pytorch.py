@@ -234,6 +234,16 @@ def test_the_step_count_that_pytorchs_sgd_does_not_keep_becomes_one():
     assert slots["momentum_buffer"].tolist() == before.tolist()
 
 
+@pytest.mark.parametrize("step", [torch.tensor(torch.inf), torch.tensor(1.5), "one", [1]])
+def test_a_step_of_pytorch_that_is_no_count_is_refused(step):
+    race = Race("Adam", {}, np.float32)
+    race.run(1)
+    saved = race.theirs.state_dict()
+    saved["state"][3]["step"] = step
+    with unchanged(race.ours), pytest.raises(ValueError, match="slot 'step' must be an int >= 0"):
+        race.ours.load_state_dict(saved)
+
+
 def test_what_was_loaded_from_pytorch_shares_nothing_with_it():
     race = Race("Adam", {}, np.float32)
     race.run(1)

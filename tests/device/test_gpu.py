@@ -9,7 +9,7 @@ import pytest
 
 from lucid_gpu import Parameter
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.device.arrays import address, are_alike, as_array
+from lucid_gpu.device.arrays import address, are_alike, as_array, is_writable
 from lucid_gpu.device.gpu import DeviceUnavailableError
 from tests.emulation.machine import CUDARuntimeError
 
@@ -130,6 +130,14 @@ def test_arrays_are_alike_by_type_shape_dtype_and_device(emulated):
     for other in (array.T, array.astype("f8"), first, None):
         assert not are_alike(other, array)
     assert not are_alike(first, second)
+
+
+def test_an_array_is_writable_unless_it_is_read_only_or_immutable(device):
+    array = transfer.copy(np.arange(3, dtype=np.float32), device)
+    assert is_writable(array)
+    assert array.tolist() == [0, 1, 2]
+    for value in (np.frombuffer(b"\0" * 8), np.broadcast_to(1.0, (2,)), 1.0, np.float32(1), (1,)):
+        assert not is_writable(value)
 
 
 def test_addresses_are_those_of_the_first_element(device):

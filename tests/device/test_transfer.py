@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -137,3 +139,28 @@ def test_a_copy_between_gpus_waits_for_the_work_of_both(emulated, view, first):
 def test_to_returns_an_array_that_is_there_already(device):
     array = transfer.copy(np.ones(3), device)
     assert transfer.to(array, device) is array
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_pinned_memory_that_cannot_be_had_says_what_to_do(emulated, monkeypatch, times):
+    import cupy
+    import cupyx
+
+    left, freed = [None] * times, []
+    empty_pinned = cupyx.empty_pinned
+
+    def fail(*arguments):
+        if left:
+            left.pop()
+            raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+        return empty_pinned(*arguments)
+
+    monkeypatch.setattr(cupyx, "empty_pinned", fail)
+    pool = types.SimpleNamespace(free_all_blocks=lambda: freed.append(True))
+    cupy.get_default_pinned_memory_pool = lambda: pool
+    if times == 1:
+        assert transfer.pinned((3, 4), np.float32).shape == (3, 4)
+    else:
+        with pytest.raises(MemoryError, match=r"^48 bytes of page-locked .*: free host memory"):
+            transfer.pinned((3, 4), np.float32)
+    assert freed == [True]

@@ -1,51 +1,115 @@
-"""Bounds of hyperparameters, and the errors that name option, bound and value."""
+"""Bounds of hyperparameters, and the errors that name option, bound and value.
+
+A number may be anything that ``float()`` takes and that is one number: NumPy's, an array of no
+dimension of any framework, a fraction. In a dict, what checks it puts Python's number in its place,
+so that a rule computes in float64 whatever it was given, and a state dict holds plain numbers.
+"""
 
 from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any
+from operator import is_not
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+from lucid_gpu.device.arrays import is_masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def python_number(value: Any) -> Any:
+    """Return a number as Python's int or float, and what is no real number as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> python_number(np.float32(0.5)), python_number(np.array(3)), python_number("0.5")
+        (0.5, 3, '0.5')
+    """
+    if getattr(value, "ndim", 0) != 0 or is_masked(value):
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, SupportsFloat):
+        return value
+    if isinstance(number, numbers.Complex) and not isinstance(number, numbers.Real):
+        return value
+    return int(number) if isinstance(number, int) else float(number)
+
+
+def python_numbers(value: Any) -> Any:
+    """Return a number, or those of a tuple, list or one-dimensional array, as Python's."""
+    if getattr(value, "ndim", 0) == 1:
+        return tuple(value.tolist())
+    if isinstance(value, tuple | list):
+        found = [python_number(item) for item in value]
+        return found if isinstance(value, list) else tuple(found)
+    return python_number(value)
+
+
 def _number(name: str, value: Any) -> float:
-    # Floats first: to ask numbers.Real takes longer than all the rest.
-    if type(value) is not float and (
-        isinstance(value, bool) or not isinstance(value, numbers.Real)
-    ):
+    # Python's own first: the other questions take longer than all the rest.
+    number = value if type(value) in (float, int) else _converted(value)
+    if type(number) not in (float, int):
         raise TypeError(f"{name} must be a number, not {value!r}")
+    if not _is_finite(number):
+        raise ValueError(f"{name} must be finite, not {_shown(value)}")
+    return number  # type: ignore[no-any-return]
+
+
+def _converted(value: Any) -> Any:
     try:
-        number = float(value)
+        return python_number(value)
     except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, not {value!r}")
-    return number
+        return math.inf
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no int of more than some thousand digits
+        return f"a {type(value).__name__} of thousands of digits"
+
+
+def _replace(options: Mapping[str, Any], name: str, number: Any) -> None:
+    if number is not options[name] and isinstance(options, dict):
+        options[name] = number
 
 
 def finite(options: Mapping[str, Any], *names: str) -> None:
     """Raise unless each named option is a finite number."""
     for name in names:
-        _number(name, options[name])
+        _replace(options, name, _number(name, options[name]))
 
 
 def nonnegative(options: Mapping[str, Any], *names: str) -> None:
     """Raise unless each named option is a finite number ≥ 0."""
     for name in names:
-        if _number(name, options[name]) < 0:
+        number = _number(name, options[name])
+        if number < 0:
             raise ValueError(f"{name} must be >= 0, not {options[name]!r}")
+        _replace(options, name, number)
 
 
 def decay_rates(options: Mapping[str, Any], name: str, count: int) -> None:
     """Raise unless the option is a sequence of ``count`` numbers in [0, 1)."""
-    rates = options[name]
+    given = options[name]
+    rates = given.tolist() if getattr(given, "ndim", 0) == 1 else given
     if not isinstance(rates, tuple | list) or len(rates) != count:
-        raise ValueError(f"{name} must be a tuple of {count} numbers in [0, 1), not {rates!r}")
+        raise ValueError(f"{name} must be a tuple of {count} numbers in [0, 1), not {given!r}")
+    found = []
     for index, rate in enumerate(rates):
-        if not 0 <= _number(f"{name}[{index}]", rate) < 1:
+        found.append(_number(f"{name}[{index}]", rate))
+        if not 0 <= found[-1] < 1:
             raise ValueError(f"{name}[{index}] must be >= 0 and < 1, not {rate!r}")
+    if rates is not given or any(map(is_not, found, rates)):
+        _replace(options, name, found if isinstance(given, list) else tuple(found))
 
 
 def one_of(options: Mapping[str, Any], name: str, choices: tuple[Any, ...]) -> None:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lucid_gpu.optim.core.tree import CopyArray, copy_tree, is_plain
+from lucid_gpu.optim.core.tree import CopyArray, check_depth, copy_tree, is_plain
 
 CLASS_TYPE = "class_type"
 
@@ -75,7 +75,9 @@ def install(clients: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
     try:
         for client, description in clients:
             if _can(client, "state_dict") and _can(client, "load_state_dict"):
-                undo.append((client, copy.deepcopy(client.state_dict())))
+                before = client.state_dict()
+                check_depth(before, f"state_dict() of a {type(client).__name__}")
+                undo.append((client, copy.deepcopy(before)))
                 state = {key: value for key, value in description.items() if key != CLASS_TYPE}
                 client.load_state_dict(copy.deepcopy(state))
     except BaseException:

@@ -22,6 +22,8 @@ def is_parameter(value: object) -> bool:
     """Say whether ``value`` can be optimized: it has ``data`` and ``grad`` and is no bare array."""
     if isinstance(value, Parameter):
         return True
+    if isinstance(value, type):  # which has the properties of its instances
+        return False
     return not is_array(value) and hasattr(value, "data") and hasattr(value, "grad")
 
 
@@ -43,6 +45,33 @@ def named(group: Mapping[str, Any]) -> list[tuple[str, Any]]:
             "parameters with add_param_group(), and remove a name together with its parameter"
         )
     return list(zip(names, params, strict=True))
+
+
+def require_whole(groups: Any, defaults: Mapping[str, Any]) -> None:
+    """Raise if a group was edited, or put in the list by hand, so that something is missing.
+
+    Args:
+        groups: the ``param_groups`` of an optimizer.
+        defaults: its options; each group has them all.
+
+    Raises:
+        TypeError: the list, or a group, was replaced by something else.
+        ValueError: a group lacks an option, its parameters or their names.
+    """
+    if not isinstance(groups, list):
+        raise TypeError(f"param_groups must be the list it was, not a {type(groups).__name__}")
+    required = {"params", "param_names", *defaults}
+    for index, group in enumerate(groups):
+        if not isinstance(group, dict):
+            raise TypeError(f"parameter group {index} must be a dict, not {type(group).__name__}")
+        if not required <= group.keys():
+            missing = ", ".join(map(repr, sorted(required - group.keys(), key=str)))
+            raise ValueError(
+                f"parameter group {index} has no {missing}: put back what was deleted, and add "
+                "groups with add_param_group()"
+            )
+        if len(group["params"]) != len(group["param_names"]):
+            named(group)
 
 
 def split(params: Any, required: bool = True) -> tuple[list[Any], list[Any]]:
@@ -141,6 +170,11 @@ def _named(item: Any, position: int, index: int) -> tuple[str | None, Any]:
     name, param = None, item
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
         name, param = item
+    if isinstance(param, type):
+        raise TypeError(
+            f"element {position} of parameter group {index} is the class {param.__name__}: "
+            f"pass an instance, {param.__name__}(...)"
+        )
     if not is_parameter(param):
         raise TypeError(
             f"element {position} of parameter group {index} is a {type(param).__name__}, which is "

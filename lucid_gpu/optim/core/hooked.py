@@ -65,6 +65,9 @@ class Hooked:
         """Register ``hook(optimizer)`` to run after a :meth:`load_state_dict` that succeeded."""
         return self._load_state_dict_post_hooks.register(hook, prepend)
 
+    def require_whole(self) -> None:
+        """Raise if groups or state were edited so that something is missing; a subclass knows."""
+
     def require_ready(self) -> None:
         """Raise if no step can be taken now; a subclass knows."""
 
@@ -103,6 +106,7 @@ class Hooked:
             try:
                 for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
                     args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
+                self.require_whole()
                 self.require_ready()
                 result = func(self, *args, **kwargs)
                 for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -91,22 +91,11 @@ class Inputs:
 
     def _read_options(self) -> list[Any]:
         keys = self._keys
-        try:
-            return [group[key] for group in self.groups for key in keys]
-        except KeyError:
-            raise ValueError(_missing_option(self.groups, keys)) from None
+        return [group[key] for group in self.groups for key in keys]
 
     def noted_gradients(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
         """Return addresses and layouts of device gradients, without touching one."""
         return gradient_table.read(self._entries)
-
-
-def _missing_option(groups: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    number, key = next((i, k) for i, group in enumerate(groups) for k in keys if k not in group)
-    return (
-        f"parameter group {number} has no option {key!r}: set it again, and add groups with "
-        "add_param_group(), which fills in the defaults"
-    )
 
 
 def _are_same(now: Sequence[Any], then: Sequence[Any]) -> bool:

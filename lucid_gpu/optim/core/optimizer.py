@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 from lucid_gpu.device import gpu
-from lucid_gpu.device.arrays import as_array, device_of, is_array
+from lucid_gpu.device.arrays import as_array, device_of, is_array, is_writable
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core import state_dict as _state_dict
 from lucid_gpu.optim.core.hooked import Hooked, replaced
 from lucid_gpu.optim.core.placement import Placement, home_of
 from lucid_gpu.optim.core.state import State
 from lucid_gpu.optim.core.tensors import Declared, slot_problems
-from lucid_gpu.optim.core.tree import is_plain
+from lucid_gpu.optim.core.tree import check_depth, is_plain
 
 
 class Optimizer(Hooked):
@@ -28,7 +29,10 @@ class Optimizer(Hooked):
 
     Attributes:
         param_groups: the groups, each a dict of its options, ``params`` and ``param_names``.
-            An option that is edited takes effect at the next step.
+            An option that is edited takes effect at the next step. A number may be given as
+            NumPy's, or as an array of no dimension of any framework: what the optimizer checks
+            becomes a Python number when the group is made or loaded, and when an edited option
+            is first used.
         state: a mapping from parameter to its slots, filled by the first step of each parameter.
         defaults: a copy of the argument.
         slots: the names of the arrays that a subclass keeps in ``state``, each of the shape of its
@@ -38,8 +42,8 @@ class Optimizer(Hooked):
 
     Raises:
         TypeError: ``params`` is no ordered collection of parameters, or ``defaults`` no dict.
-        ValueError: ``params`` is empty, an option is out of bounds, a parameter is in two groups,
-            or some parameters are named and others not.
+        ValueError: ``params`` is empty, an option is out of bounds or nested more than 100 levels
+            deep, a parameter is in two groups, or some parameters are named and others not.
 
     Example:
         An optimizer of one's own, for parameters on any device:
@@ -81,8 +85,9 @@ class Optimizer(Hooked):
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
         if not isinstance(defaults, Mapping):
             raise TypeError(f"defaults must be a dict of options, not {type(defaults).__name__}")
-        self.require_valid(defaults)
         self.defaults: dict[str, Any] = dict(defaults)
+        _check_depths(self.defaults)
+        self.require_valid(self.defaults)
         self.param_groups: list[dict[str, Any]] = []
         self.state = State()
         self._init_hooks()
@@ -107,7 +112,24 @@ class Optimizer(Hooked):
         raise NotImplementedError(f"{type(self).__name__} must define step(closure=None)")
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows."""
+        """Raise ValueError or TypeError if a hyperparameter is out of bounds; a subclass knows.
+
+        The functions of :mod:`lucid_gpu.optim.checks` do so, and make numbers of any kind Python's.
+        """
+
+    def require_whole(self) -> None:
+        """Raise if groups or state were edited so that no step and no state dict can be made.
+
+        Raises:
+            TypeError: ``state``, ``param_groups`` or a group was replaced by something else.
+            ValueError: a group lacks an option, its parameters or their names.
+        """
+        if not isinstance(self.state, State):
+            raise TypeError(
+                f"state was replaced by a {type(self.state).__name__}: put back the mapping that "
+                "it was; state.clear() empties it"
+            )
+        _groups.require_whole(self.param_groups, self.defaults)
 
     def require_valid(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError or TypeError if an option is out of bounds."""
@@ -257,11 +279,13 @@ class Optimizer(Hooked):
         Raises:
             TypeError: it is no dict, or holds something that is no parameter.
             ValueError: ``params`` is missing or empty, a parameter is in another group already,
-                an option is out of bounds, or names are given to some parameters only.
+                an option is out of bounds or nested more than 100 levels deep, or names are given
+                to some parameters only.
         """
         index = len(self.param_groups)
         group = _groups.normalize(param_group, index)
         options = {**self.defaults, **_groups.options(group)}
+        _check_depths(options)
         self.require_valid(options)
         owners = {
             id(param): (number, name)
@@ -293,7 +317,13 @@ class Optimizer(Hooked):
             set_to_none: True sets each ``grad`` to None. False fills the existing buffers with
                 zeros in place; no buffer is made where there is none. The gradient of a text
                 becomes an empty list either way, unless it is frozen.
+
+        Raises:
+            TypeError: with False, a gradient cannot be changed in place. None of them was.
         """
+        if not set_to_none:
+            for name, param in chain.from_iterable(map(_groups.named, self.param_groups)):
+                _require_writable(name, param.grad)
         for param in self._params():
             grad = param.grad
             if isinstance(param.data, str) or isinstance(grad, list):
@@ -327,13 +357,16 @@ class Optimizer(Hooked):
         Raises:
             TypeError: a slot holds something that is no plain data, or an option holds a live
                 object inside a list, tuple or dict.
-            ValueError: ``device`` is unknown.
+            ValueError: ``device`` is unknown, or a slot or an option is nested more than 100
+                levels deep.
         """
         device = None if device is None else gpu.resolve(device)
-        self._require_whole()
+        self._refuse_torn()
+        self.require_whole()
         self._refuse_capture("state_dict")
         for hook in self._state_dict_pre_hooks:
             hook(self)
+        self.require_whole()
         snapshot = _state_dict.snapshot(self, device, copy)
         for hook in self._state_dict_post_hooks:
             snapshot = replaced(hook, hook(self, snapshot), snapshot)
@@ -364,7 +397,8 @@ class Optimizer(Hooked):
             TypeError: it is no mapping, or part of it is of the wrong type.
             KeyError: ``state``, ``param_groups`` or the ``params`` of a group is missing.
             ValueError: it does not match this optimizer; the text lists every mismatch. Or a
-                model client is missing or of another class.
+                model client is missing or of another class, or a slot or an option is nested more
+                than 100 levels deep.
         """
         if not isinstance(strict, bool):
             raise TypeError(
@@ -376,11 +410,13 @@ class Optimizer(Hooked):
                 "model_clients must be a dict {option: instance}, "
                 f"not a {type(model_clients).__name__}"
             )
+        self.require_whole()
         self._refuse_capture("load_state_dict")
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
         for hook in self._load_state_dict_pre_hooks:
             state_dict = replaced(hook, hook(self, state_dict), state_dict)
+        self.require_whole()
         _state_dict.restore(self, state_dict, strict, model_clients or {})
         self._is_torn = False
         for hook in self._load_state_dict_post_hooks:
@@ -388,7 +424,7 @@ class Optimizer(Hooked):
 
     def require_ready(self) -> None:
         """Raise RuntimeError if no step can be taken now."""
-        self._require_whole()
+        self._refuse_torn()
         if not (self.streams_state or self._placement.is_state_beside(self.state)):
             raise RuntimeError(
                 f"the state of this {type(self).__name__} is in host memory: "
@@ -396,7 +432,8 @@ class Optimizer(Hooked):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        self._require_whole()
+        self._refuse_torn()
+        self._check_depths()
         held = [
             *self._live_options(),
             *(k for slots in self.state.values() for k in slots if not is_plain(slots[k])),
@@ -409,7 +446,8 @@ class Optimizer(Hooked):
         return self._lasting()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        self._require_whole()
+        self._refuse_torn()
+        self._check_depths()
         # Live objects, such as a client with its connections, are shared by the copy.
         memo.update((id(value), value) for value in self._live_options().values())
         twin = type(self).__new__(type(self))
@@ -440,7 +478,7 @@ class Optimizer(Hooked):
         """The devices on which parameters are."""
         return set(map(home_of, self._params()))
 
-    def _require_whole(self) -> None:
+    def _refuse_torn(self) -> None:
         """Raise RuntimeError if a step was interrupted, so that counts and arrays may disagree."""
         if self._is_torn:
             raise RuntimeError(
@@ -456,6 +494,13 @@ class Optimizer(Hooked):
 
     def _forget_arrays(self) -> None:
         """Let go of what refers to the arrays that move; a subclass may."""
+
+    def _check_depths(self) -> None:
+        for options in self.param_groups:
+            _check_depths(options)
+        for slots in self.state.values():
+            for name, value in slots.items():
+                check_depth(value, f"slot {name!r}")
 
     def _live_options(self) -> dict[str, Any]:
         every = [self.defaults, *map(_groups.options, self.param_groups)]
@@ -476,6 +521,19 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
             "pass the function itself, not its result"
         )
     return closure()
+
+
+def _check_depths(options: Mapping[str, Any]) -> None:
+    for name, value in _groups.options(options).items():
+        check_depth(value, f"option {name!r}")
+
+
+def _require_writable(name: str, grad: Any) -> None:
+    if grad is not None and not isinstance(grad, list) and not is_writable(grad):
+        raise TypeError(
+            f"the gradient of parameter {name!r} is a {type(grad).__name__} that cannot be changed "
+            "in place: zero_grad() sets it to None instead"
+        )
 
 
 def _describe_parameters(group: Mapping[str, Any]) -> str:

@@ -77,8 +77,15 @@ def _slots(slots: Mapping[str, Any]) -> dict[str, Any]:
     arrays = {name: _array(value) for name, value in slots.items() if value is not None}
     if not arrays:
         return {}
-    step = arrays.pop("step", 1)
-    return {"step": int(step), **arrays}
+    return {"step": _count(arrays.pop("step", 1)), **arrays}
+
+
+def _count(step: Any) -> Any:
+    """Return a step count as an int; what is none stays, for the restore to refuse."""
+    try:
+        return int(step) if int(step) == step else step
+    except (TypeError, ValueError, OverflowError):
+        return step
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
 from lucid_gpu.optim.core import clients, pytorch
 from lucid_gpu.optim.core import groups as _groups
+from lucid_gpu.optim.core.checks import python_numbers
 from lucid_gpu.optim.core.matching import Match, match_groups
 from lucid_gpu.optim.core.slots import copy_apart
 from lucid_gpu.optim.core.state import State
-from lucid_gpu.optim.core.tree import copy_tree
+from lucid_gpu.optim.core.tree import check_depth, copy_tree, is_plain
 
 
 class Optimizer(Protocol):
@@ -38,6 +41,10 @@ class Optimizer(Protocol):
     def home_of_state(self, param: Any) -> str:
         """Return the device on which the state of a parameter belongs."""
         ...
+
+
+MAX_STEP = 2**53
+"""The largest step count: rules compute with it as a float64, which is exact up to here."""
 
 
 def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, Any]:
@@ -148,6 +155,8 @@ def _check_form(state_dict: Any) -> None:
             raise TypeError(
                 f"state_dict['state'][{saved_id!r}] must be a dict, not {type(slots).__name__}"
             )
+        for name, value in slots.items():
+            check_depth(value, f"state_dict['state'][{saved_id!r}][{name!r}]")
 
 
 def _checked_ids(saved_groups: Any) -> set[Any]:
@@ -159,6 +168,13 @@ def _checked_ids(saved_groups: Any) -> set[Any]:
             raise TypeError(f"{where} must be a dict, not {type(group).__name__}")
         if "params" not in group:
             raise KeyError(f"{where} has no 'params'; it has {sorted(map(str, group))}")
+        for name, value in group.items():
+            check_depth(value, f"{where}[{name!r}]")
+        if not isinstance(group.get(_groups.CLASS, ""), str):
+            raise TypeError(
+                f"{where}[{_groups.CLASS!r}] must be the name of a class, "
+                f"not {group[_groups.CLASS]!r}"
+            )
         params = group["params"]
         if not isinstance(params, list | tuple) or not all(
             isinstance(i, int | str) for i in params
@@ -167,6 +183,8 @@ def _checked_ids(saved_groups: Any) -> set[Any]:
         names = group.get("param_names", params)
         if not isinstance(names, list | tuple) or len(names) != len(params):
             raise ValueError(f"{where}['param_names'] must be a list of {len(params)} names")
+        if names is not params and not all(isinstance(name, str) for name in names):
+            raise TypeError(f"{where}['param_names'] must be a list of strings, not {names!r}")
         for saved_id in params:
             if saved_id in ids:
                 raise ValueError(
@@ -193,13 +211,28 @@ def _prepare(
     options, installs = _prepare_options(optimizer, match, model_clients, report)
     slots = []
     for name, param, saved_id in match.pairs:
-        saved = state.get(saved_id, {})
-        wrong = optimizer.slot_problems(param, saved) if saved else []
+        saved = _with_plain_step(state.get(saved_id, {}))
+        wrong = _step_problems(saved.get("step"))
+        if saved and not wrong:
+            wrong = optimizer.slot_problems(param, saved)
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
             home = optimizer.home_of_state(param)
             slots.append((param, _copy_slots(home, name, param.data, saved)))
     return Restored(match.group, options, installs, slots)
+
+
+def _with_plain_step(slots: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return slots whose step count is a Python int, where NumPy's stands for it."""
+    step = slots.get("step")
+    return {**slots, "step": int(step)} if isinstance(step, np.integer) else slots
+
+
+def _step_problems(step: Any) -> list[str]:
+    if type(step) is not int or abs(step) <= MAX_STEP:
+        return []
+    # Neither a float nor, with thousands of digits, a text could hold it.
+    return [f"slot 'step' is an int of {step.bit_length()} bits, and a step count is at most 2**53"]
 
 
 def _prepare_options(
@@ -210,7 +243,8 @@ def _prepare_options(
     options, installs = dict(present), []
     for key, value in _groups.options(match.saved).items():
         if not clients.is_description(value):
-            options[key] = copy_tree(value, _keep_home, f"option {key!r}")
+            plain = value if is_plain(value) else python_numbers(value)
+            options[key] = copy_tree(plain, _keep_home, f"option {key!r}")
             continue
         lacking = clients.client_problems(key, value, model_clients)
         report.refusals += [f"group {match.index}: {problem}" for problem in lacking]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fractions
 import math
+import types
 
 import numpy as np
 import pytest
@@ -29,6 +30,28 @@ def test_what_is_no_real_number_is_a_type_error(value):
 def test_what_is_not_finite_is_refused(value):
     with pytest.raises(ValueError, match="x must be finite, not "):
         checks.finite({"x": value}, "x")
+
+
+@pytest.mark.parametrize("kind", [int, fractions.Fraction])
+def test_a_number_that_no_text_can_hold_is_called_by_its_kind(kind):
+    with pytest.raises(ValueError, match=f"x must be finite, not a {kind.__name__} of thousands"):
+        checks.finite({"x": kind(-(10**5000))}, "x")
+
+
+def test_what_is_checked_becomes_a_python_number_in_a_dict_alone():
+    options = {"x": np.float32(0.5), "y": np.float32(0.5)}
+    checks.nonnegative(options, "x")
+    assert [type(value) for value in options.values()] == [float, np.float32]
+    checks.nonnegative(types.MappingProxyType(options), "y")
+    assert type(options["y"]) is np.float32
+
+
+def test_what_is_a_python_number_already_stays_the_object_that_it_is():
+    rates = (0.5, 0.25)
+    options = {"x": 10**3, "rates": rates}
+    checks.finite(options, "x")
+    checks.decay_rates(options, "rates", 2)
+    assert options["rates"] is rates
 
 
 def test_finite_takes_negative_numbers():

@@ -17,6 +17,7 @@ def test_a_parameter_has_data_and_grad_and_is_no_array():
     assert not groups.is_parameter(SimpleNamespace(data=1))
     assert not groups.is_parameter(np.ones(1))
     assert not groups.is_parameter(np.float32(1))
+    assert not groups.is_parameter(Parameter)
 
 
 def test_options_are_all_but_parameters_names_and_class():

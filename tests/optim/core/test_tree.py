@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim.core.tree import arrays_in, copy_tree, is_plain
+from lucid_gpu.checkpoint import tree as checkpoint_tree
+from lucid_gpu.optim.core.tree import MAX_DEPTH, arrays_in, check_depth, copy_tree, is_plain
 
 PLAIN = [None, True, 1, 2.5, 1j, "x", b"x", np.float32(1), [], (), {}, {1: (2, [3])}, np.ones(2)]
 
@@ -82,6 +83,55 @@ def test_the_path_leads_to_the_culprit():
 def test_a_key_that_is_no_plain_data_is_refused_with_its_path():
     with pytest.raises(TypeError, match=r"a key of x\['a'\] is a tuple"):
         copy_tree({"a": {(1,): 2}}, np.copy, "x")
+
+
+def nested(levels, kind):
+    """An array inside so many lists, tuples, dicts or Parameters."""
+    value = np.ones(1, np.float32)
+    for _ in range(levels):
+        value = KINDS[kind](value)
+    return value
+
+
+def text_with_gradient(value):
+    param = Parameter("text")
+    param.grad = value
+    return param
+
+
+KINDS = {
+    "list": lambda value: [value],
+    "tuple": lambda value: (1, value),
+    "dict": lambda value: {"x": value},
+    "Parameter": text_with_gradient,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_levels_are_plain_data(kind):
+    value = nested(100, kind)
+    assert is_plain(value)
+    check_depth(value, "x")
+    assert len(list(arrays_in(value))) == 1
+    copy_tree(value, np.copy, "x")
+
+
+@pytest.mark.parametrize("levels", [101, 5000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_levels_are_refused_by_whatever_walks_them(kind, levels):
+    value = nested(levels, kind)
+    message = "is nested more than 100 levels deep"
+    assert isinstance(value, Parameter) or not is_plain(value)
+    with pytest.raises(ValueError, match=f"^x {message}"):
+        check_depth(value, "x")
+    with pytest.raises(ValueError, match=message):
+        list(arrays_in(value))
+    with pytest.raises(ValueError, match=f"^x.* {message}"):
+        copy_tree(value, np.copy, "x")
+
+
+def test_checkpoints_have_the_same_limit():
+    assert checkpoint_tree.MAX_DEPTH == MAX_DEPTH
 
 
 def test_every_array_of_a_nested_value_is_found():
