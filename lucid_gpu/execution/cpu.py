@@ -6,6 +6,7 @@ see :mod:`lucid_gpu.execution.compiled`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -426,12 +427,13 @@ _local = threading.local()
 
 
 def _submitted(count: int, work: Callable[..., None], jobs: Any) -> list[Future[None]]:
-    """Have threads of the pool work too; none where the interpreter is about to end."""
-    try:
+    """Have threads of the pool work too; fewer where the interpreter is about to end."""
+    submitted: list[Future[None]] = []
+    with contextlib.suppress(RuntimeError):
         pool = _pool(count, os.getpid())
-        return [pool.submit(work, jobs) for _ in range(count)]
-    except RuntimeError:
-        return []
+        for _ in range(count):
+            submitted.append(pool.submit(work, jobs))  # noqa: PERF401 - those before a failure too
+    return submitted
 
 
 def _scratch(count: int, dtype: np.dtype[Any]) -> list[Any]:

@@ -294,6 +294,8 @@ class FusedOptimizer(Optimizer):
             SGD: one step of 0 parameters
             no gradient, so no step: '0.0'
         """
+        self.require_whole()
+        self.require_ready()
         prepared = self._prepared
         if prepared is None or not self._refreshed(prepared):
             prepared = self._prepare()

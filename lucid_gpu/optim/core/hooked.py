@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -100,9 +101,10 @@ class Hooked:
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
             own = (threading.get_ident(),)
             held = vars(self).setdefault("_stepping", own)  # one thread's is the first
-            if held is not own:
+            if held is not own and _is_inside(step.__code__, self, *held):
                 self._require_inner(held == own, step)
                 return func(self, *args, **kwargs)
+            self._stepping = own  # also where an interrupt kept another step from letting go
             try:
                 for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
                     args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
@@ -112,11 +114,23 @@ class Hooked:
                 for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
                     hook(self, args, kwargs)
             finally:
-                del vars(self)["_stepping"]
+                vars(self).pop("_stepping", None)
             return result
 
         step.hooked = True  # type: ignore[attr-defined]
         return step  # type: ignore[return-value]
+
+
+def _is_inside(code: Any, optimizer: Any, thread: int) -> bool:
+    """Say whether a thread runs a step of an optimizer, besides the one that asks."""
+    asking = sys._getframe(1)  # noqa: SLF001 - the only way to a stack
+    frame = sys._current_frames().get(thread)  # noqa: SLF001
+    while frame is not None:
+        is_step = frame.f_code is code and frame is not asking
+        if is_step and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _arguments(
