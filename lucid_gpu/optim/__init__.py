@@ -2,6 +2,7 @@
 
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.core import checks, pytorch
+from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
 from lucid_gpu.optim.core.hooks import (
     RemovableHandle,
@@ -16,6 +17,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "ArrayOptimizer",
     "FusedOptimizer",
     "Optimizer",
     "OptimizerStub",

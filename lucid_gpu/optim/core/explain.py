@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lucid_gpu.device.arrays import as_array
+from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.execution import compiled, cpu, plan, streamed
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ def described(name: str, step: PreparedStep) -> str:
             lines += _part_lines(step, part, stepping)
     pairs = zip(step.inputs.names, step.has_gradient, strict=True)
     idle = [own for own, has_gradient in pairs if not has_gradient]
+    if idle:
+        lines.append(f"no gradient, so no step: {_listed(idle)}")
+    return "\n".join(lines)
+
+
+def described_own(name: str, pairs: list[tuple[str, Any]]) -> str:
+    """Return which parameters a step in array code will update.
+
+    Args:
+        name: of the optimizer's class.
+        pairs: the name and the parameter of each.
+    """
+    stepping = [(own, as_array(param.data)) for own, param in pairs if param.grad is not None]
+    lines = [f"{name}: one step of {len(stepping)} parameters, in array code"]
+    kinds = Counter((device_of(data), str(data.dtype)) for _, data in stepping if data is not None)
+    lines += [f"{device}, {dtype}: {count} tensors" for (device, dtype), count in kinds.items()]
+    idle = [own for own, param in pairs if param.grad is None]
     if idle:
         lines.append(f"no gradient, so no step: {_listed(idle)}")
     return "\n".join(lines)

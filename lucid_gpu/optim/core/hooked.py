@@ -16,6 +16,9 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 class Hooked:
     """The part of an optimizer that registers hooks and runs them."""
 
+    _stepping: tuple[int]
+    """The thread that steps; absent while none does."""
+
     OptimizerPreHook: TypeAlias = _hooks.PreHook
     OptimizerPostHook: TypeAlias = _hooks.PostHook
 
@@ -101,7 +104,8 @@ class Hooked:
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
             own = (threading.get_ident(),)
             held = vars(self).setdefault("_stepping", own)  # one thread's is the first
-            if held is not own and _is_inside(step.__code__, self, *held):
+            code = step.__code__  # type: ignore[attr-defined]
+            if held is not own and _is_inside(code, self, *held):
                 self._require_inner(held == own, step)
                 return func(self, *args, **kwargs)
             self._stepping = own  # also where an interrupt kept another step from letting go

@@ -11,10 +11,22 @@ from lucid_gpu.device import gpu
 from lucid_gpu.device.arrays import as_array, device_of, is_array, is_writable
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core import state_dict as _state_dict
+from lucid_gpu.optim.core.explain import described_own
 from lucid_gpu.optim.core.hooked import Hooked, replaced
 from lucid_gpu.optim.core.placement import Placement, home_of
 from lucid_gpu.optim.core.state import State
-from lucid_gpu.optim.core.tensors import Declared, slot_problems
+from lucid_gpu.optim.core.tensors import (
+    Declared,
+    Tensor,
+    misfits,
+    require,
+    require_apart,
+    require_own_memory,
+    require_slots,
+    require_trainable,
+    slot_problems,
+    unstrange,
+)
 from lucid_gpu.optim.core.tree import check_depth, is_plain
 
 
@@ -152,6 +164,34 @@ class Optimizer(Hooked):
             if is_array(array) and is_array(slots.get(name)) and slots[name].shape != array.shape
         ]
 
+    def stepping(self) -> list[Tensor]:
+        """Return the parameters that have a gradient, checked, for a ``step`` in array code.
+
+        Each has ``name``, ``param``, ``data`` and ``grad`` as arrays, and ``group``, the number of
+        its group.
+
+        Raises:
+            TypeError: an option is of a wrong type, or a parameter not of float32 or float64.
+            ValueError: an option is out of bounds, parameters share memory, or a gradient or
+                declared slot does not fit its parameter or cannot be written to.
+            RuntimeError: the data of a foreign parameter is a copy.
+        """
+        tensors: list[Tensor] = []
+        position = -1
+        for number, group in enumerate(self.param_groups):
+            self.require_valid(group)
+            for name, param in _groups.named(group):
+                position += 1
+                if param.grad is not None:
+                    data, grad = require_trainable(name, param.data), unstrange(param.grad)
+                    require_own_memory(name, param, data)
+                    require(misfits(f"the gradient of parameter {name!r}", grad, data))
+                    tensor = Tensor(position, number, name, param, data, None, grad=grad)
+                    require_slots(tensor, self.state.get(param, {}), self.slots or (), False)
+                    tensors.append(tensor)
+        require_apart(tensors)
+        return tensors
+
     @property
     def state_device(self) -> str | None:
         """``"host"`` if the state lives in host memory, None if it does beside the parameters."""
@@ -242,13 +282,9 @@ class Optimizer(Hooked):
         self._placement.reload(self.state, block)
 
     def explain(self) -> None:
-        """Print how the next step will run, without taking it; see ``repr`` for the groups."""
-        params = self._params()
-        count = sum(param.grad is not None for param in params)
-        print(  # noqa: T201 - printing is what it is for
-            f"{type(self).__name__}: one step of {count} of {len(params)} parameters, by a step() "
-            "of its own"
-        )
+        """Print which parameters the next step will update, without taking it."""
+        pairs = [pair for group in self.param_groups for pair in _groups.named(group)]
+        print(described_own(type(self).__name__, pairs))  # noqa: T201 - what it is for
 
     def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a list with the one group dict that ``params`` and ``defaults`` make.

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device import gradient_table
-from lucid_gpu.device.arrays import address, as_array, device_of
+from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
 from lucid_gpu.optim.core import slots as making
-from lucid_gpu.optim.core.inputs import Inputs, notes_changes
+from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.rows import Counts, Rows
 from lucid_gpu.optim.core.tensors import (
     Tensor,
@@ -24,8 +24,9 @@ from lucid_gpu.optim.core.tensors import (
     numeric,
     require,
     require_apart,
+    require_own_memory,
+    require_slots,
     require_trainable,
-    step_problems,
     unstrange,
     unwritable,
 )
@@ -271,27 +272,15 @@ class PreparedStep:
         for position in positions:
             name = self.inputs.names[position]
             data = require_trainable(name, self.inputs.data[position])
-            _require_own_memory(name, self.inputs.params[position], data)
+            require_own_memory(name, self.inputs.params[position], data)
             grad = unstrange(grads[position])
             require(misfits(f"the gradient of parameter {name!r}", grad, data))
-            self._require_slots(position)
+            tensor = self._tensor(position)
+            kept = self._state.get(tensor.param, {})
+            is_brought = self.is_hosted and device_of(tensor.data) != "cpu"
+            require_slots(tensor, kept, self._rule.used_slots(tensor.variant), is_brought)
         known = [*np.flatnonzero(self._admitted).tolist(), *positions]
         require_apart([self._tensor(position) for position in known])
-
-    def _require_slots(self, position: int) -> None:
-        """Raise if a slot that a tensor has does not fit it, or cannot be written to."""
-        tensor = self._tensor(position)
-        # A slot of a parameter on a GPU is brought to the host from wherever it is.
-        is_brought = self._host_memory is not None and device_of(tensor.data) != "cpu"
-        compared = ("shape", "dtype") if is_brought else ()
-        kept = self._state.get(tensor.param, {})
-        for slot in self._rule.used_slots(tensor.variant):
-            if slot in kept:
-                label = f"slot {slot!r} of parameter {tensor.name!r}"
-                problems = misfits(label, kept[slot], tensor.data, *compared)
-                require(problems or unwritable(label, kept[slot]))
-        problems = step_problems(kept.get("step", 0))
-        require(f"parameter {tensor.name!r}: {text}" for text in problems)
 
     def _admit(self, positions: Sequence[int]) -> None:
         """Have tensors step from now on that were checked: with the slots that they lack."""
@@ -408,16 +397,3 @@ class PreparedStep:
     def _tensor(self, position: int) -> Tensor:
         part, number = self._place[position]
         return part.tensors[number]
-
-
-def _require_own_memory(name: str, param: Any, data: Any) -> None:
-    """Raise if what a foreign parameter hands out is a copy, which would be updated in its place.
-
-    Raises:
-        RuntimeError: its data is elsewhere whenever it is read.
-    """
-    if not notes_changes(param) and data.size and address(as_array(param.data)) != address(data):
-        raise RuntimeError(
-            f"parameter {name!r} is a {type(param).__name__} whose data is a new copy whenever it "
-            "is read, so that a step would never reach it: return the array itself from data"
-        )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_array
+from lucid_gpu.parameter import Parameter
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 """What parameters of a fused optimizer may be made of."""
@@ -31,6 +32,7 @@ class Tensor:
         variant: of the rule, as the options of its group ask for.
         slots: the arrays that the variant uses, by name and in order; None stands for one to be
             made. None as a whole until the tensor has a gradient for the first time.
+        grad: its gradient, where that is not kept elsewhere.
     """
 
     position: int
@@ -40,6 +42,7 @@ class Tensor:
     data: Any
     variant: Any
     slots: dict[str, Any] | None = None
+    grad: Any = None
 
 
 class Declared(NamedTuple):
@@ -158,6 +161,45 @@ def require_trainable(name: str, data: Any) -> Any:
         raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
     require(unwritable(f"parameter {name!r}", array))
     return array
+
+
+def require_slots(
+    tensor: Tensor, kept: Mapping[str, Any], used: Sequence[str], is_brought: bool
+) -> None:
+    """Raise ValueError if a slot that a tensor has does not fit it, or cannot be written to.
+
+    Args:
+        tensor: the tensor.
+        kept: its state.
+        used: the names of the slots that a step writes.
+        is_brought: whether slots may be on another device, as they are brought to their place.
+    """
+    compared = ("shape", "dtype") if is_brought else ()
+    for slot in used:
+        if slot in kept:
+            label = f"slot {slot!r} of parameter {tensor.name!r}"
+            require(
+                misfits(label, kept[slot], tensor.data, *compared) or unwritable(label, kept[slot])
+            )
+    problems = step_problems(kept.get("step", 0))
+    require(f"parameter {tensor.name!r}: {text}" for text in problems)
+
+
+def require_own_memory(name: str, param: Any, data: Any) -> None:
+    """Raise if what a foreign parameter hands out is a copy, which would be updated in its place.
+
+    Raises:
+        RuntimeError: its data is elsewhere whenever it is read.
+    """
+    if (
+        not isinstance(param, Parameter)
+        and data.size
+        and address(as_array(param.data)) != address(data)
+    ):
+        raise RuntimeError(
+            f"parameter {name!r} is a {type(param).__name__} whose data is a new copy whenever it "
+            "is read, so that a step would never reach it: return the array itself from data"
+        )
 
 
 def require_apart(tensors: Sequence[Tensor]) -> None:

@@ -74,3 +74,31 @@ def test_bad_options_are_refused():
     optimizer.param_groups[0]["lr"] = -1
     with pytest.raises(ValueError, match="lr must be >= 0"):
         optimizer.explain()
+
+
+def read_only():
+    data = np.ones(4, np.float32)
+    data.flags.writeable = False
+    return data
+
+
+@pytest.mark.parametrize("make", [lambda: np.ones(4, np.float16), read_only])
+def test_what_cannot_step_is_refused_as_the_step_refuses_it(make):
+    optimizer = Adam([trained(make(), "w")])
+    with pytest.raises((TypeError, ValueError)) as told:
+        optimizer.explain()
+    with pytest.raises(told.type) as raised:
+        optimizer.step()
+    assert str(told.value) == str(raised.value)
+
+
+def test_it_describes_the_step_that_was_prepared(capsys):
+    params = [trained(np.ones(4, np.float32), "w"), trained(np.ones(3, np.float32), "b")]
+    optimizer = Adam(params)
+    optimizer.step()
+    params[1].grad = None
+    optimizer.explain()
+    text = capsys.readouterr().out
+    assert "one step of 1 parameters" in text
+    assert "cpu, float32: 1 tensors, 4 elements" in text
+    assert "no gradient, so no step: 'b'" in text

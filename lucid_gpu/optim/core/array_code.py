@@ -1,0 +1,112 @@
+"""ArrayOptimizer: optimizers in array code, for what is no elementwise rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from lucid_gpu.device import gpu
+from lucid_gpu.device.arrays import device_of
+from lucid_gpu.execution.rule import no_fills
+from lucid_gpu.optim.core import slots as making
+from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.core.tensors import Declared
+
+
+class ArrayOptimizer(Optimizer):
+    """An optimizer whose update is array code, the same for NumPy and CuPy.
+
+    A subclass declares its slots and writes :meth:`update`; groups, checks, state, devices and the
+    order of a step are this class's business. It has as many launches as its array code makes, and
+    cannot be recorded in a CUDA graph.
+
+    Attributes:
+        slots: the names of the arrays that it keeps beside each parameter, of the shape and dtype
+            of the parameter; they begin with zeros, or as :meth:`fills` says.
+
+    Example:
+        >>> from lucid_gpu import Parameter
+        >>> class SignDescent(ArrayOptimizer):
+        ...     slots = ()
+        ...
+        ...     def __init__(self, params, lr=0.1):
+        ...         super().__init__(params, {"lr": lr})
+        ...
+        ...     def update(self, xp, param, grad, slots, options, t):
+        ...         param -= options["lr"] * xp.sign(grad)
+        >>> w = Parameter([1.0, -2.0])
+        >>> w.grad = w.data.copy()
+        >>> SignDescent([w], lr=0.5).step()
+        >>> w.numpy().tolist()
+        [0.5, -1.5]
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def fills(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what slots begin with, where that is not 0: a number, or ``"param"``."""
+        return no_fills(options)
+
+    def update(
+        self, xp: Any, param: Any, grad: Any, slots: Mapping[str, Any], options: Any, t: int
+    ) -> None:
+        """Update one parameter in place.
+
+        Args:
+            xp: the module of its arrays: ``numpy`` or ``cupy``.
+            param: its array, to be written to.
+            grad: its gradient, not to be changed.
+            slots: its slots by name, to be written to.
+            options: of its group.
+            t: the number of this step of the parameter, from 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update()")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, before the update.
+
+        Returns:
+            What ``closure`` returned; None without one.
+
+        Raises:
+            TypeError: a parameter is not made of float32 or float64.
+            ValueError: an option is out of bounds, or a gradient or slot does not fit its
+                parameter. Nothing was changed.
+            RuntimeError: an earlier step was interrupted, another thread is stepping, the stream
+                records a CUDA graph, or the data of a foreign parameter is a copy. Nothing was
+                changed.
+        """
+        result = evaluate(closure)
+        self._refuse_capture("step")
+        tensors = self.stepping()
+        for tensor in tensors:
+            kept = self.state.get(tensor.param, {})
+            tensor.slots = {name: kept.get(name) for name in self.slots}
+        making.provide(tensors, [self.fills(group) for group in self.param_groups], None)
+        self._is_torn = True
+        for tensor in tensors:
+            slots = self.state[tensor.param]
+            slots.update(tensor.slots or {})
+            t = slots.get("step", 0) + 1
+            home = device_of(tensor.data)
+            with gpu.on(home):
+                self.update(
+                    gpu.module(home),
+                    tensor.data,
+                    tensor.grad,
+                    tensor.slots or {},
+                    self.param_groups[tensor.group],
+                    t,
+                )
+            slots["step"] = t
+        self._is_torn = False
+        return result
+
+    def declared_slots(self) -> dict[str, Declared]:
+        """Return the slots that the state of a parameter has."""
+        arrays = {name: Declared("array", is_required=True) for name in self.slots}
+        return {"step": Declared("count", is_required=True), **arrays}
