@@ -23,7 +23,7 @@ import numpy.typing as npt
 from lucid_gpu.device.arrays import C_ORDER, address, contiguity, device_of
 from lucid_gpu.execution import compiled
 from lucid_gpu.execution.plan import TensorGroup, common_layout, row_fields
-from lucid_gpu.execution.rule import FrameScalars
+from lucid_gpu.execution.rule import FrameScalars, Rule
 
 BLOCK_ELEMENTS = 1 << 17
 """Elements of a block. Measured best with 1 MiB of L2 cache per core."""
@@ -37,6 +37,9 @@ FEWEST_BLOCKS = 16
 
 PACKED_ELEMENTS = 1 << 12
 """Up to this size, copying a tensor into a block with others costs less than a block of its own."""
+
+SEGMENT_TENSORS = 1024
+"""Up to so many tensors are stepped together: when one of them is missing, all are looked at."""
 
 THREAD_ELEMENTS = 1 << 15
 """Elements below which another thread costs more than it saves."""
@@ -211,6 +214,10 @@ class CpuExecutor:
                 job.run(self._grads, self._rows)
 
 
+IDLE = FrameScalars()
+"""The scalars of a frame that does nothing."""
+
+
 class _RowValues:
     """The scalars of all rows, rounded once, and what updates a block with them."""
 
@@ -218,6 +225,7 @@ class _RowValues:
         self._rule, self._dtype = tensors.rule, tensors.storage.compute
         self._values = np.zeros((0, len(row_fields(tensors.rule))), self._dtype)
         self._rows: list[tuple[FrameScalars, Any]] = []
+        self._is_idle: list[bool] = []
 
     def set(self, rows: Sequence[tuple[float, ...]]) -> None:
         """Take the scalars of the next run."""
@@ -231,9 +239,12 @@ class _RowValues:
             ]
         values = np.fromiter(chain.from_iterable(rows), self._dtype)
         self._values.reshape(-1)[: len(values)] = values
+        self._is_idle = [row[: len(IDLE)] == IDLE for row in rows]
 
-    def __getitem__(self, row: int) -> tuple[FrameScalars, Any]:
-        return self._rows[row]
+    def __getitem__(self, row: int) -> tuple[FrameScalars | None, Any]:
+        """Return what the frame does, None if nothing, and the scalars of the rule."""
+        frame, scalars = self._rows[row]
+        return (None if self._is_idle[row] else frame), scalars
 
     def values(self, row: int) -> Any:
         """Return the scalars of a row as one array."""
@@ -247,36 +258,43 @@ def _code(tensors: TensorGroup, variant: Any) -> compiled.Update | None:
 
 
 def _update(
-    tensors: TensorGroup, variant: Any, row: tuple[FrameScalars, Any], arrays: Sequence[Any]
+    tensors: TensorGroup,
+    variant: Any,
+    row: tuple[FrameScalars | None, Any],
+    arrays: Sequence[Any],
 ) -> None:
     """Update a block of arrays: parameter, gradient and slots, all of the dtype that computes."""
     rule, (frame, scalars) = tensors.rule, row
     param, grad, *slots = arrays
-    # One array more than the rule asks for: the gradient as the frame leaves it.
-    spare, own = _scratch(max(1, rule.scratch), tensors.storage.compute), None
-    if frame.sign != 1:
-        own = _like(param, rule.scratch + 1)
-        grad = np.multiply(frame.sign, grad, out=own)
-    if frame.l2 != 0:
-        own = _like(param, rule.scratch + 1)
-        product = np.multiply(frame.l2, param, out=_shaped(spare[0], param))
-        grad = np.add(grad, product, out=own)
-    if frame.shrink != 1:
-        if own is None and np.may_share_memory(grad, param):
-            grad = np.positive(grad, out=_like(param, rule.scratch + 1))
-        param *= frame.shrink
-    scratch = [_shaped(memory, param) for memory in spare[: rule.scratch]]
+    if frame is not None:
+        grad = _framed(rule, frame, param, grad)
+    scratch = _scratch(rule.scratch, param.dtype)
+    if param.ndim == 1:
+        scratch = [memory[: param.size] for memory in scratch]
+    else:
+        scratch = [_shaped(memory, param) for memory in scratch]
     slots += [None] * (rule.width - len(slots))
     rule.update(scalars, variant, param, grad, *slots, *scratch)
 
 
+def _framed(rule: Rule, frame: FrameScalars, param: Any, grad: Any) -> Any:
+    """Do what the frame does ahead of a rule, and return the gradient that it leaves."""
+    # The product may have the rule's own scratch; what the rule is given, an array of its own.
+    spare, *_, own = (_shaped(memory, param) for memory in _scratch(rule.scratch + 2, param.dtype))
+    if frame.sign != 1:
+        grad = np.multiply(frame.sign, grad, out=own)
+    if frame.l2 != 0:
+        product = np.multiply(frame.l2, param, out=spare)
+        grad = np.add(grad, product, out=own)
+    if frame.shrink != 1:
+        if grad is not own and np.may_share_memory(grad, param):
+            grad = np.positive(grad, out=own)
+        param *= frame.shrink
+    return grad
+
+
 def _shaped(memory: Any, array: Any) -> Any:
     return memory[: array.size].reshape(array.shape)
-
-
-def _like(array: Any, count: int) -> Any:
-    """Return the last of so many scratch arrays, in the shape of an array."""
-    return _shaped(_scratch(count, array.dtype)[-1], array)
 
 
 class _Block:
@@ -322,9 +340,10 @@ class _Segment:
         packs: two or more tensors each.
     """
 
-    def __init__(self, tensors: Sequence[int]) -> None:
-        self._members = np.array(tensors, np.intp)
+    def __init__(self, members: Sequence[int]) -> None:
+        self._members = np.array(members, np.intp)
         self._seen: bytes | None = None
+        self._columns: dict[int, list[_Column]] = {}
         self.packs: list[_Pack] = []
         self._alone: list[int] = []
 
@@ -332,6 +351,7 @@ class _Segment:
         """Look anew at the arrays of a tensor, if it is a member."""
         if tensor in self._members:
             self._seen = None
+            self._columns.clear()
 
     def assign(self, rows: npt.NDArray[Any], tensors: TensorGroup) -> list[int]:
         """Find the packs of the members by their rows; return members that are alone in theirs."""
@@ -339,16 +359,60 @@ class _Segment:
         # Other numbers of the same rows ask for no other packs.
         seen = np.where(own == ABSENT, ABSENT, own - own.max()).tobytes()
         if seen != self._seen:
-            by_row: dict[int, list[int]] = {}
-            for tensor, row in zip(self._members.tolist(), own.tolist(), strict=True):
-                if row >= 0 and tensors.params[tensor].size:
-                    by_row.setdefault(row, []).append(tensor)
-            self.packs = [_Pack(tensors, pack) for pack in by_row.values() if len(pack) > 1]
-            self._alone = [pack[0] for pack in by_row.values() if len(pack) == 1]
+            self._alone, self.packs = [], []
+            for row in np.unique(own[own != ABSENT]).tolist():
+                places = np.flatnonzero(own == row)
+                pack = self._members[places].tolist()
+                if len(pack) == 1:
+                    self._alone += pack
+                else:
+                    self.packs.append(_Pack(tensors, pack, self._columns_of(pack[0], tensors)))
             self._seen = seen
         for pack in self.packs:
             pack.row = int(rows[pack.first])
         return self._alone
+
+    def _columns_of(self, tensor: int, tensors: TensorGroup) -> list[_Column]:
+        """Return the arrays of all members with as many slots as a tensor has."""
+        width = len(tensors.arrays(tensor))
+        if width not in self._columns:
+            own = [i for i in self._members.tolist() if len(tensors.arrays(i)) == width]
+            kept = zip(*(tensors.arrays(i) for i in own), strict=True)
+            self._columns[width] = [_Column(own, arrays) for arrays in kept]
+        return self._columns[width]
+
+
+class _Column:
+    """The parameters of small tensors, or one slot of each."""
+
+    def __init__(self, tensors: Sequence[int], arrays: Sequence[Any]) -> None:
+        self._place = {tensor: place for place, tensor in enumerate(tensors)}
+        self._arrays = arrays
+        self._start = np.array([address(array) for array in arrays], np.int64)
+        self._stop = self._start + np.array([array.nbytes for array in arrays], np.int64)
+        self._base = np.array([id(array.base) for array in arrays], np.uint64)
+        self._bytes: list[Any] | None = None
+
+    def joined(self, tensors: Sequence[int]) -> Any:
+        """Return the arrays of some tensors as one, if they are neighbours in a buffer."""
+        places = np.array([self._place[tensor] for tensor in tensors], np.intp)
+        start, stop, base = self._start[places], self._stop[places], self._base[places]
+        if not (np.array_equal(start[1:], stop[:-1]) and (base == base[0]).all()):
+            return None
+        whole = self._arrays[places[0]].base
+        dtype = self._arrays[places[0]].dtype
+        if not (
+            isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.dtype == dtype
+        ):
+            return None
+        first, last = ((int(at) - address(whole)) // whole.itemsize for at in (start[0], stop[-1]))
+        return whole.reshape(-1)[first:last]
+
+    def parts(self, tensors: Sequence[int]) -> list[Any]:
+        """Return the arrays of some tensors as bytes that can be copied."""
+        if self._bytes is None:
+            self._bytes = [_as_bytes(array) for array in self._arrays]
+        return [self._bytes[self._place[tensor]] for tensor in tensors]
 
 
 class _Pack:
@@ -364,7 +428,9 @@ class _Pack:
 
     row = 0
 
-    def __init__(self, tensors: TensorGroup, members: Sequence[int]) -> None:
+    def __init__(
+        self, tensors: TensorGroup, members: Sequence[int], columns: Sequence[_Column]
+    ) -> None:
         self._tensors, self._members, self.first = tensors, members, members[0]
         self._variant = tensors.variants[self.first]
         self._code = _code(tensors, self._variant)
@@ -372,16 +438,14 @@ class _Pack:
         ends = np.cumsum([tensors.params[tensor].nbytes for tensor in members]).tolist()
         self._places = [slice(*bounds) for bounds in pairwise([0, *ends])]
         self._size = ends[-1] // self._dtype.itemsize
-        kept = zip(*(tensors.arrays(tensor) for tensor in members), strict=True)
-        joined = [(_joined(arrays), arrays) for arrays in kept]
+        joined = [(column, column.joined(members)) for column in columns]
         self._kept = [
-            (whole, [] if whole is not None else [_as_bytes(array) for array in arrays])
-            for whole, arrays in joined
+            (whole, [] if whole is not None else column.parts(members)) for column, whole in joined
         ]
 
     def run(self, grads: Sequence[Any], rows: _RowValues) -> None:
         count = len(self._kept)
-        memory = _scratch(self._tensors.rule.scratch + 2 + count, self._dtype)[-1 - count :]
+        memory = _scratch(self._tensors.rule.scratch + 3 + count, self._dtype)[-1 - count :]
         grad, *arrays = (array[: self._size] for array in memory)
         np.concatenate([grads[tensor] for tensor in self._members], axis=None, out=grad)
         param, *slots = map(self._gathered, self._kept, arrays)
@@ -453,9 +517,9 @@ def _segments(tensors: TensorGroup, is_small: Sequence[bool]) -> Iterator[list[i
     segment: list[int] = []
     size = 0
     for tensor, param in enumerate(tensors.params):
-        if not is_small[tensor]:
+        if not (is_small[tensor] and param.size):
             continue
-        if segment and size + param.size > BLOCK_ELEMENTS:
+        if len(segment) == SEGMENT_TENSORS or (segment and size + param.size > BLOCK_ELEMENTS):
             yield segment
             segment, size = [], 0
         segment.append(tensor)
@@ -466,21 +530,6 @@ def _segments(tensors: TensorGroup, is_small: Sequence[bool]) -> Iterator[list[i
 
 def _as_bytes(array: Any) -> Any:
     return memoryview(array.reshape(-1).view(np.uint8))
-
-
-def _joined(arrays: Sequence[Any]) -> Any:
-    """Return the arrays as one, if they lie side by side in one buffer, else None."""
-    base = arrays[0].base
-    if not (
-        isinstance(base, np.ndarray) and base.flags.c_contiguous and base.dtype == arrays[0].dtype
-    ):
-        return None
-    starts = [address(array) for array in arrays]
-    ends = [start + array.nbytes for start, array in zip(starts, arrays, strict=True)]
-    if starts[1:] != ends[:-1] or any(array.base is not base for array in arrays):
-        return None
-    first, last = ((at - address(base)) // base.itemsize for at in (starts[0], ends[-1]))
-    return base.reshape(-1)[first:last]
 
 
 def _flatten(array: Any) -> Any:
