@@ -117,8 +117,8 @@ def test_an_edited_option_is_used_as_pythons(emulated, kind):
     assert steps(one) == steps(two)
 
 
-@pytest.mark.parametrize("kind", ["NumPy float32", "fraction", "PyTorch tensor"])
-def test_an_edited_pair_is_used_as_pythons(kind):
+@pytest.mark.parametrize("kind", BETAS)
+def test_an_edited_pair_is_used_as_pythons(emulated, kind):
     one, two = (optim.Adam([param()], lr=0.5) for _ in range(2))
     assert steps(one) == steps(two)
     one.param_groups[0]["betas"] = BETAS[kind](PAIR)
