@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 
@@ -14,6 +15,10 @@ from lucid_gpu.device import gpu
 from lucid_gpu.execution import cuda, plan
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
+
+# For pytest-timeout, and by way of the environment: the ini file could not name an option of a
+# plugin that some environments, such as one made for GPUs alone, do not have.
+os.environ.setdefault("PYTEST_TIMEOUT", "600")
 
 
 @pytest.fixture

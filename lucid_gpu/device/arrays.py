@@ -36,7 +36,7 @@ def is_array(value: object) -> bool:
 
 def kind_of(value: object) -> str:
     """Return how an error calls what should be an array: its type, and what to do if masked."""
-    advice = ", whose mask would be lost: pass its .filled(value)" if is_masked(value) else ""
+    advice = " (whose mask would be lost: pass its .filled(value))" if is_masked(value) else ""
     return type(value).__name__ + advice
 
 

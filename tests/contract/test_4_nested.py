@@ -130,7 +130,7 @@ def nested(levels):
 
 
 def test_values_nested_a_hundred_deep_come_back():
-    """Rows 27 and 29a."""
+    """Rows 27 and 29a of docs/contract.md."""
     optimizer = mine(deep=nested(100))
     param = optimizer.param_groups[0]["params"][0]
     optimizer.state[param]["deep"] = nested(100)
@@ -210,13 +210,13 @@ TOO_DEEP = {
 @pytest.mark.parametrize("levels", [101, 500, 5000])
 @pytest.mark.parametrize("kind", TOO_DEEP)
 def test_what_is_nested_deeper_than_a_hundred_levels_is_refused(kind, levels):
-    """Row 29a."""
+    """Row 29a of docs/contract.md."""
     with pytest.raises(ValueError, match="nested more than 100 levels deep"):
         TOO_DEEP[kind](levels)
 
 
 def test_what_holds_itself_is_refused():
-    """Row 29a."""
+    """Row 29a of docs/contract.md."""
     value = []
     value.append(value)
     with pytest.raises(ValueError, match="holds itself"):
@@ -224,7 +224,7 @@ def test_what_holds_itself_is_refused():
 
 
 def test_a_refused_load_of_something_deep_changes_nothing():
-    """Rows 22 and 29a."""
+    """Rows 22 and 29a of docs/contract.md."""
     optimizer = with_deep_slot(3)
     state_dict = optimizer.state_dict()
     state_dict["state"][0]["deep"] = nested(101)
@@ -233,7 +233,7 @@ def test_a_refused_load_of_something_deep_changes_nothing():
 
 
 def test_an_option_that_was_edited_too_deep_does_not_break_the_repr():
-    """Rows 9 and 29a."""
+    """Rows 9 and 29a of docs/contract.md."""
     assert "deep: <dict>" in repr(with_deep_option(1500))
 
 

@@ -97,12 +97,13 @@ def test_a_step_count_that_numpy_counted_is_loaded_as_a_python_int(device):
     assert type(saved["state"][0]["step"]) is np.int64
 
 
-def test_a_step_count_that_is_set_is_used(device):
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_a_step_count_that_is_set_is_used(device, kind):
     """Row 20 of docs/contract.md."""
     set_, run = adam(device, steps=1), adam(device, steps=1)
     for optimizer in (set_, run):
         for param in optimizer.state:
-            optimizer.state[param]["step"] = 10
+            optimizer.state[param]["step"] = kind(10)
     set_.step()
     assert {slots["step"] for slots in set_.state.values()} == {11}
     assert values(next(iter(set_.state))) != values(next(iter(run.state)))

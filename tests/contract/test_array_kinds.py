@@ -1,4 +1,4 @@
-"""Rows 4 and 15: subclasses of ``numpy.ndarray`` as data and as gradients step, or are refused."""
+"""Rows 4 and 15: subclasses of ``numpy.ndarray`` as data and gradients step, or are refused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ MASKED = np.ma.masked_array(np.array(THETA, np.float32), mask=[[0, 1], [0, 0]])
 
 def test_a_masked_array_is_refused_as_data_with_a_remedy():
     with pytest.raises(
-        TypeError, match=r"MaskedArray, whose mask would be lost: pass its \.filled"
+        TypeError, match=r"MaskedArray \(whose mask would be lost: pass its \.filled"
     ):
         Parameter(MASKED)
 
@@ -109,7 +109,7 @@ def test_a_masked_array_is_refused_as_data_with_a_remedy():
 @pytest.mark.parametrize("what", ["data", "grad"])
 def test_a_masked_array_cannot_be_assigned(what):
     param = Parameter(np.array(THETA, np.float32), name="w")
-    with pytest.raises(TypeError, match=rf"{what} of parameter 'w' .* MaskedArray, whose mask"):
+    with pytest.raises(TypeError, match=rf"{what} of parameter 'w' .* MaskedArray \(whose mask"):
         setattr(param, what, MASKED)
     assert param.grad is None
     assert param.data.tolist() == THETA
@@ -120,6 +120,9 @@ def test_a_masked_array_of_a_foreign_parameter_is_refused_at_the_step(what):
     param = Foreign(np.array(THETA, np.float32), np.array(GRADIENT, np.float32))
     setattr(param, what, MASKED.copy())
     optimizer = optim.SGD([("w", param)], momentum=0.9)
-    with unchanged(optimizer), pytest.raises((TypeError, ValueError), match=r"'w'.* MaskedArray"):
+    with (
+        unchanged(optimizer),
+        pytest.raises((TypeError, ValueError), match=r"'w'.* MaskedArray \(whose"),
+    ):
         optimizer.step()
     assert not optimizer.state

@@ -328,6 +328,9 @@ STEPS = {
     "a step count that is no int": Wrong(
         lambda w: w.step_slot(step=1.5), ValueError, "'a': slot 'step'", "int >= 0"
     ),
+    "a step count that no float can hold": Wrong(
+        lambda w: w.step_slot(step=2**53 + 1), ValueError, "'a': slot 'step'", r"<= 2\*\*53, not"
+    ),
     "a hook that is no function": Wrong(
         lambda w: w.adam.register_step_pre_hook(None), TypeError, "hook", "callable"
     ),
@@ -402,10 +405,10 @@ STATE_DICTS = {
         lambda w: w.saved(param_names=[0, 1]), TypeError, "'param_names'", "list of strings"
     ),
     "a step that no float can hold": load(
-        lambda w: w.with_slot(step=10**400), ValueError, "'a': slot 'step' is an int", "at most"
+        lambda w: w.with_slot(step=10**400), ValueError, "'a': slot 'step'", r"<= 2\*\*53"
     ),
     "a step that no text can hold": load(
-        lambda w: w.with_slot(step=-(10**5000)), ValueError, "'a': slot 'step' is an int", "at most"
+        lambda w: w.with_slot(step=-(10**5000)), ValueError, "'a': slot 'step'", r"<= 2\*\*53"
     ),
     "a negative step": load(
         lambda w: w.with_slot(step=-1), ValueError, "'a': slot 'step'", "int >= 0"

@@ -85,6 +85,43 @@ def test_an_own_rule_is_told_apart_in_a_state_dict():
         optimizer.load_state_dict(optim.Adam([Parameter([1.0])]).state_dict())
 
 
+class Stored(Parameter):
+    """A parameter whose gradient somebody else puts where this one looks for it."""
+
+    given = None
+
+    @property
+    def grad(self):
+        return self.given
+
+
+@pytest.mark.parametrize("rule", [optim.SGD, optim.Adam, Lion])
+def test_a_parameter_subclass_with_a_gradient_of_its_own_is_asked_at_every_step(device, rule):
+    """Its gradients are no news to the tokens and notes of Parameter."""
+    plain, own = Parameter([1.0, 2.0], device=device), Stored([1.0, 2.0], device=device)
+    optimizers = rule([plain], lr=0.5), rule([own], lr=0.5)
+    for gradient in ([1.0, 3.0], [-2.0, 4.0], None, [0.5, -9.0], [5.0, 7.0]):
+        own.given = plain.grad = None if gradient is None else array(gradient, device)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert values(own) == values(plain)
+
+
+def test_a_parameter_subclass_with_data_of_its_own_is_asked_at_every_step(device):
+    class Swapped(Parameter):
+        @property
+        def data(self):
+            return self.arrays[self.turn]
+
+    param = Swapped(array([1.0], device))
+    param.arrays, param.turn = [array([1.0], device), array([5.0], device)], 0
+    param.grad = array([1.0], device)
+    optimizer = optim.SGD([param], lr=0.5)
+    for param.turn in (0, 1, 0):
+        optimizer.step()
+    assert [host(each).tolist() for each in param.arrays] == [[0.0], [4.5]]
+
+
 class HeavyBall(optim.Optimizer):
     """An optimizer in array operations alone, with state of its own."""
 

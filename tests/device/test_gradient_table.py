@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -64,21 +66,92 @@ def test_no_note_is_lost_while_other_threads_make_entries(eager_threads):
     assert (layouts != gradient_table.ABSENT).all()
 
 
-def test_entries_are_made_while_another_thread_reads(eager_threads):
+class Watched:
+    """A lock that tells when a thread has to wait for it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.is_awaited = threading.Event()
+
+    def __enter__(self):
+        if not self._lock.acquire(blocking=False):
+            self.is_awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *exception):
+        self._lock.release()
+
+
+class Meanwhile:
+    """Have another thread do something now, until it is done or waits for the lock."""
+
+    def __init__(self, lock, work):
+        self._lock, self._pool = lock, ThreadPoolExecutor(1)
+        self._work, self.future = work, None
+
+    def run(self):
+        if self.future is None:
+            self.future = self._pool.submit(self._work)
+            self.future.add_done_callback(lambda _: self._lock.is_awaited.set())
+            assert self._lock.is_awaited.wait(60)
+
+    def result(self):
+        result = self.future.result(60)
+        self._pool.shutdown()
+        return result
+
+
+@pytest.fixture
+def empty_table(monkeypatch):
+    """A table without entries, and its lock."""
+    monkeypatch.setattr(gradient_table, "_lock", Watched())
+    monkeypatch.setattr(gradient_table, "_free", [])
+    monkeypatch.setattr(gradient_table, "_addresses", array("Q"))
+    monkeypatch.setattr(gradient_table, "_layouts", array("B"))
+    return gradient_table._lock
+
+
+def test_entries_are_made_while_another_thread_reads(empty_table):
     entries = [gradient_table.enter()]
-    many, is_done = np.full(100_000, entries[0]), threading.Event()
+    meanwhile = Meanwhile(empty_table, lambda: [gradient_table.enter() for _ in range(100)])
 
-    def read():
-        while not is_done.wait(1e-5):
-            gradient_table.read(many)
+    class Entries:
+        """Asked for its indices in the middle of a read."""
 
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read)
-        try:
-            entries += [gradient_table.enter() for _ in range(20_000)]
-        finally:
-            is_done.set()
-        reading.result()
-    assert len(set(entries)) == len(entries)
-    for entry in entries:
-        gradient_table.leave(entry)
+        def __array__(self, dtype=None, copy=None):
+            meanwhile.run()
+            return np.array(entries)
+
+    _, layouts = gradient_table.read(Entries())
+    entries += meanwhile.result()
+    assert layouts.tolist() == [gradient_table.ABSENT]
+    assert len(set(entries)) == 101
+
+
+def test_no_entry_is_made_twice_while_another_thread_makes_room(empty_table, monkeypatch):
+    meanwhile = Meanwhile(empty_table, lambda: [gradient_table.enter() for _ in range(100)])
+
+    class Growing(array):
+        """Memory that takes its time to grow."""
+
+        def frombytes(self, data):
+            meanwhile.run()
+            super().frombytes(data)
+
+    monkeypatch.setattr(gradient_table, "_addresses", Growing("Q"))
+    entries = [gradient_table.enter() for _ in range(100)]
+    assert len({*entries, *meanwhile.result()}) == 200
+
+
+def test_a_recycled_entry_has_no_gradient(device):
+    grad = transfer.copy(np.ones(2, np.float32), device)
+    param = Parameter(grad)
+    param.grad = grad
+    assert noted(param)[1] != gradient_table.ABSENT
+    entry = param.entry
+    del param
+    gc.collect()
+    others = []
+    while entry not in {other.entry for other in others}:
+        others.append(Parameter(grad))
+        assert noted(others[-1])[1] == gradient_table.ABSENT

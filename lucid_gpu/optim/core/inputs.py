@@ -56,7 +56,8 @@ class Inputs:
 
     def options_changed(self) -> bool:
         """Say whether an option of a group is another than it was when last accepted."""
-        return self._read_options() != self._options
+        # By identity: arrays, which may stand for numbers until they are checked, have no equality.
+        return not _are_same(self._read_options(), self._options)
 
     def accept_options(self) -> None:
         """Take the options as they are for those of the last step."""

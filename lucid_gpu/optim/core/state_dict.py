@@ -43,10 +43,6 @@ class Optimizer(Protocol):
         ...
 
 
-MAX_STEP = 2**53
-"""The largest step count: rules compute with it as a float64, which is exact up to here."""
-
-
 def snapshot(optimizer: Optimizer, device: str | None, copy: bool) -> dict[str, Any]:
     """Return state and options; a copy shares nothing with the optimizer."""
 
@@ -212,9 +208,7 @@ def _prepare(
     slots = []
     for name, param, saved_id in match.pairs:
         saved = _with_plain_step(state.get(saved_id, {}))
-        wrong = _step_problems(saved.get("step"))
-        if saved and not wrong:
-            wrong = optimizer.slot_problems(param, saved)
+        wrong = optimizer.slot_problems(param, saved) if saved else []
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
             home = optimizer.home_of_state(param)
@@ -226,13 +220,6 @@ def _with_plain_step(slots: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return slots whose step count is a Python int, where NumPy's stands for it."""
     step = slots.get("step")
     return {**slots, "step": int(step)} if isinstance(step, np.integer) else slots
-
-
-def _step_problems(step: Any) -> list[str]:
-    if type(step) is not int or abs(step) <= MAX_STEP:
-        return []
-    # Neither a float nor, with thousands of digits, a text could hold it.
-    return [f"slot 'step' is an int of {step.bit_length()} bits, and a step count is at most 2**53"]
 
 
 def _prepare_options(

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu.device.arrays import address, as_array, device_of, is_array
+from lucid_gpu.device.arrays import address, as_array, device_of, is_array, kind_of
 from lucid_gpu.parameter import Parameter
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 """What parameters of a fused optimizer may be made of."""
+
+MAX_STEP = 2**53
+"""The largest step count: rules compute with it as a float64, which is exact up to here."""
 
 OVERLAP_WORK = 100_000
 """How many candidates to try for an element that two views share, before they count as one."""
@@ -96,7 +99,7 @@ def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
         kinds: which of ``"shape"``, ``"dtype"`` and ``"device"`` to compare; all by default.
     """
     if not is_array(array):
-        return [f"{what} is a {type(array).__name__}, not a NumPy or CuPy array"]
+        return [f"{what} is a {kind_of(array)}, not a NumPy or CuPy array"]
     facts = (
         ("shape", array.shape, data.shape, "reshape it"),
         ("dtype", array.dtype, data.dtype, f"cast it with .astype({data.dtype.name!r})"),
@@ -121,9 +124,13 @@ def unwritable(what: str, array: Any) -> list[str]:
 
 def step_problems(step: Any) -> list[str]:
     """Return, in words, why a step count cannot be used."""
-    if type(step) is int and 0 <= step < 2**63 - 1:
+    is_int = type(step) is int or isinstance(step, np.integer)
+    if is_int and 0 <= step <= MAX_STEP:
         return []
-    return [f"slot 'step' must be an int >= 0 and < 2**63 - 1, not {step!r}"]
+    # Python writes no int of more than some thousand digits.
+    bits = int(step).bit_length() if is_int else 0
+    shown = f"one of {bits} bits" if bits > 64 else repr(step)
+    return [f"slot 'step' must be an int >= 0 and <= 2**53, not {shown}"]
 
 
 def require(problems: Iterable[str]) -> None:
@@ -154,9 +161,7 @@ def require_trainable(name: str, data: Any) -> Any:
     """
     array = as_array(data)
     if array is None:
-        raise TypeError(
-            f"parameter {name!r} holds a {type(data).__name__}, not a NumPy or CuPy array"
-        )
+        raise TypeError(f"parameter {name!r} holds a {kind_of(data)}, not a NumPy or CuPy array")
     if array.dtype not in DTYPES:
         raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
     require(unwritable(f"parameter {name!r}", array))
