@@ -191,6 +191,30 @@ def cut(sizes: npt.NDArray[np.int64], chunk_elements: int) -> np.ndarray[Any, An
     return chunks
 
 
+def misaligned(addresses: Sequence[int], itemsizes: Sequence[int]) -> list[int]:
+    """Return which arrays of a tensor are read one element after the other, not 16 bytes at once.
+
+    Vectors begin where most arrays are aligned; an array that begins elsewhere between multiples
+    of 16 bytes costs itself its vectors, and no other array.
+
+    Args:
+        addresses: of the parameter, the gradient, and the slots in use.
+        itemsizes: of their elements, in bytes.
+
+    Returns:
+        Their positions among ``addresses``.
+
+    Example:
+        >>> misaligned([4096, 8192 + 4, 12288], [4, 4, 4]), misaligned([4, 8196], [4, 4])
+        ([1], [])
+    """
+    vector = 16 // max(itemsizes)
+    phases = [place // size % vector for place, size in zip(addresses, itemsizes, strict=True)]
+    param, grad, *slots = phases
+    first = slots[0] if slots and param != grad else param
+    return [position for position, phase in enumerate(phases) if phase != first]
+
+
 def c_type(dtype: npt.DTypeLike) -> str:
     """Return the C++ type of elements of a dtype."""
     return {"float32": "float", "float64": "double"}[np.dtype(dtype).name]

@@ -1,4 +1,5 @@
 // What kernels use of CUDA C++, for a host compiler: one thread runs after the other.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,7 @@ static Index blockIdx, threadIdx;
 static bool misaligned;
 
 using std::memcpy;
+using std::min;
 using std::sqrt;
 
 template <typename T>
