@@ -68,14 +68,17 @@ __device__ __forceinline__ void store(T* to, const Pack<T, width>& pack) {
 }
 
 // The same for an array that begins elsewhere between multiples of 16 bytes than the others do: it
-// is read and written element by element, and keeps no other array from its vectors.
+// is read and written element by element, and keeps no other array from its vectors. Neighbours in
+// other registers of a thread share lines of the cache, so floats are not streamed; doubles are, for
+// otherwise registers are spilled.
 template <int width, typename T>
 __device__ __forceinline__ Pack<T, width> load(const T* from, bool aligned) {
   if constexpr (width > 1) {
     if (!aligned) {
+      constexpr bool streams = sizeof(T) == 8;
       Pack<T, width> pack;
 #pragma unroll
-      for (int j = 0; j < width; ++j) pack.at[j] = from[j];
+      for (int j = 0; j < width; ++j) pack.at[j] = streams ? load<1>(from + j).at[0] : from[j];
       return pack;
     }
   }
@@ -86,8 +89,13 @@ template <int width, typename T>
 __device__ __forceinline__ void store(T* to, const Pack<T, width>& pack, bool aligned) {
   if constexpr (width > 1) {
     if (!aligned) {
+      constexpr bool streams = sizeof(T) == 8;
 #pragma unroll
-      for (int j = 0; j < width; ++j) to[j] = pack.at[j];
+      for (int j = 0; j < width; ++j)
+        if constexpr (streams)
+          store<1>(to + j, Pack<T, 1>{pack.at[j]});
+        else
+          to[j] = pack.at[j];
       return;
     }
   }
@@ -136,7 +144,12 @@ struct Slots<width, S, Others...> {
   }
 };
 
-constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr __device__ int largest(int size) { return size; }
+
+template <typename... Others>
+constexpr __device__ int largest(int one, int two, Others... others) {
+  return largest(one > two ? one : two, others...);
+}
 
 // A chunk's arrays, each at its first element of the chunk.
 template <class Rule, typename T, typename P, typename G, typename... S>
@@ -148,11 +161,7 @@ struct Step {
   const G* grad;
   void* slot[Rule::slots + 1];  // one more than there may be: an array has elements
 
-  static constexpr int vector = [] {
-    int widest = larger(sizeof(P), sizeof(G));
-    ((widest = larger(widest, sizeof(S))), ...);
-    return 16 / widest;
-  }();
+  static constexpr int vector = 16 / largest(sizeof(P), sizeof(G), sizeof(S)...);
 
   // Loads `width` neighbours to registers, updates each, stores once. Bits tell which arrays are
   // aligned there: the parameter, the gradient, the slots.
@@ -196,8 +205,8 @@ struct Step {
     for (int i = threadIdx.x; i < count - body; i += kThreads)
       update<1>(i < head ? i : i + body, aligned);
 #pragma unroll 1
-    for (int i = head + threadIdx.x * vector; i < head + body; i += kThreads * vector)
-      update<vector>(i, aligned);
+    for (int i = threadIdx.x * vector; i < body; i += kThreads * vector)
+      update<vector>(head + i, aligned);
   }
 };
 

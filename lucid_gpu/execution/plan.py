@@ -22,6 +22,9 @@ DENSE = C_ORDER | F_ORDER
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
 
+THREADS = 256
+"""Threads per block: ``kThreads`` of ``fused_step.cuh``."""
+
 CARRIED_BYTES = 2560
 """How many bytes of scalars a launch carries itself: 64 rows of Adam in float32."""
 
