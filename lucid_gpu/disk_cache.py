@@ -46,6 +46,16 @@ def directory() -> Path | None:
         return None
 
 
+def is_writable() -> bool:
+    """Say whether entries can be kept, as far as can be told without writing one."""
+    folder = directory()
+    if folder is None:
+        return False
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def key(*parts: object) -> str:
     """Return the name of an entry: a digest of all that its code depends on.
 

@@ -127,6 +127,13 @@ def test_a_disk_that_is_full_leaves_no_part_of_a_file(folder, monkeypatch):
     assert [*folder.iterdir()] == []
 
 
+def test_a_folder_that_can_be_made_is_writable_and_a_file_is_not(folder):
+    assert disk_cache.is_writable()
+    folder.parent.mkdir()
+    folder.write_text("a file")
+    assert not disk_cache.is_writable()
+
+
 @pytest.mark.parametrize("other", [("source", ("-O2",)), ("sourc", "e", ("-O3",)), ("source",)])
 def test_all_parts_count_for_a_key(other):
     assert disk_cache.key("source", ("-O3",)) == disk_cache.key("source", ("-O3",))

@@ -38,11 +38,11 @@ def compiler_version() -> tuple[int, int]:
     """Return the version of NVRTC.
 
     Raises:
-        KernelError: CuPy does not find it.
+        KernelError: CuPy does not find it: it was installed without the parts of CUDA it needs.
     """
     try:
         major, minor = gpu.installed_cupy().cuda.nvrtc.getVersion()  # type: ignore[union-attr]
-    except (ImportError, OSError, RuntimeError, AssertionError) as error:
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         what = str(error).strip().partition("\n")[0]
         raise KernelError(
             f"NVRTC, which compiles the kernels, was not found ({what}): {gpu.INSTALL}"
