@@ -18,7 +18,7 @@ from benchmarks.peers.ours import Ours
 from benchmarks.protocol import LIMIT, OURS, Options, Report, Unavailable
 from benchmarks.timing import Sample
 from benchmarks.workloads import ADAM, MOMENTUM
-from lucid_gpu.device import gpu
+from lucid_gpu.device.kernels import kernel as kernel_of
 from lucid_gpu.execution import cuda, plan, sources
 
 NAME = "kernel"
@@ -31,7 +31,7 @@ PLAIN = {
 }
 """Loads and stores that stay in caches."""
 
-VECTORS = "    for (int i = threadIdx.x * vector;"
+VECTORS = "#pragma unroll 1\n    for (int i = threadIdx.x * vector;"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Variation:
     """
 
     edits: dict[str, str] = field(default_factory=dict)
-    threads: int = cuda.THREADS
+    threads: int = plan.THREADS
     chunk_elements: int = plan.CHUNK_ELEMENTS
 
     def text(self, rule: Any) -> str:
@@ -55,8 +55,8 @@ class Variation:
             ValueError: the text does not have a part that is to be replaced.
         """
         text = sources.joined("rule", rule.kernel, "fused_step")
-        size = f"constexpr int kThreads = {cuda.THREADS};"
-        edits = {size: size.replace(str(cuda.THREADS), str(self.threads)), **self.edits}
+        size = f"constexpr int kThreads = {plan.THREADS};"
+        edits = {size: size.replace(str(plan.THREADS), str(self.threads)), **self.edits}
         for old, new in edits.items():
             if old not in text:
                 raise ValueError(f"the kernel has no {old!r} to replace")
@@ -68,12 +68,8 @@ class Variation:
         """Compile and cut like this inside a ``with`` block; yield the kernels compiled there."""
         kernels: list[Any] = []
 
-        def compiled(rule: Any, storage: Any, kinds: Any, _device_id: int) -> Any:
-            name = plan.kernel_name(rule, kinds, storage)
-            module = gpu.cupy().RawModule(
-                code=self.text(rule), options=cuda.OPTIONS, name_expressions=[name]
-            )
-            kernel = module.get_function(name)
+        def compiled(rule: Any, storage: Any, kinds: Any) -> Any:
+            kernel = kernel_of(self.text(rule), plan.kernel_name(rule, kinds, storage))
             kernels.append(kernel)
             return lambda grid, _block, *rest, **named: kernel(
                 grid, (self.threads,), *rest, **named
@@ -93,7 +89,8 @@ VARIATIONS = {
     "ours, 512 threads": Variation(threads=512),
     "ours, plain loads": Variation(PLAIN),
     "ours, 512 threads, plain loads": Variation(PLAIN, threads=512),
-    "ours, vectors not unrolled": Variation({VECTORS: "#pragma unroll 1\n" + VECTORS}),
+    "ours, vectors unrolled": Variation({VECTORS: VECTORS.partition("\n")[2]}),
+    "ours, aligned arrays only": Variation({"(head + i, aligned)": "(head + i, ~0u)"}),
     "ours, chunks of 16384": Variation(chunk_elements=16384),
 }
 

@@ -67,6 +67,41 @@ __device__ __forceinline__ void store(T* to, const Pack<T, width>& pack) {
   __stcs(reinterpret_cast<W*>(to), word);
 }
 
+// The same for an array that begins elsewhere between multiples of 16 bytes than the others do: it
+// is read and written element by element, and keeps no other array from its vectors. Neighbours in
+// other registers of a thread share lines of the cache, so floats are not streamed; doubles are, for
+// otherwise registers are spilled.
+template <int width, typename T>
+__device__ __forceinline__ Pack<T, width> load(const T* from, bool aligned) {
+  if constexpr (width > 1) {
+    if (!aligned) {
+      constexpr bool streams = sizeof(T) == 8;
+      Pack<T, width> pack;
+#pragma unroll
+      for (int j = 0; j < width; ++j) pack.at[j] = streams ? load<1>(from + j).at[0] : from[j];
+      return pack;
+    }
+  }
+  return load<width>(from);
+}
+
+template <int width, typename T>
+__device__ __forceinline__ void store(T* to, const Pack<T, width>& pack, bool aligned) {
+  if constexpr (width > 1) {
+    if (!aligned) {
+      constexpr bool streams = sizeof(T) == 8;
+#pragma unroll
+      for (int j = 0; j < width; ++j)
+        if constexpr (streams)
+          store<1>(to + j, Pack<T, 1>{pack.at[j]});
+        else
+          to[j] = pack.at[j];
+      return;
+    }
+  }
+  store<width>(to, pack);
+}
+
 // Calls rule(param, grad, slots[0], slots[1], …).
 template <class Rule, typename T, typename... Unpacked>
 __device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T* slots,
@@ -77,11 +112,11 @@ __device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T* slo
     apply(rule, param, grad, slots, unpacked..., slots[sizeof...(unpacked)]);
 }
 
-// Neighbours of each slot in use, in registers, as they are stored.
+// Neighbours of each slot in use, in registers, as they are stored. Bits tell which are aligned.
 template <int width, typename... S>
 struct Slots {
-  __device__ __forceinline__ void load_from(void* const*, int) {}
-  __device__ __forceinline__ void store_to(void* const*, int) const {}
+  __device__ __forceinline__ void load_from(void* const*, int, unsigned) {}
+  __device__ __forceinline__ void store_to(void* const*, int, unsigned) const {}
   template <typename T> __device__ __forceinline__ void get(T*, int) const {}
   template <typename T> __device__ __forceinline__ void set(const T*, int) {}
 };
@@ -91,13 +126,13 @@ struct Slots<width, S, Others...> {
   Pack<S, width> pack;
   Slots<width, Others...> others;
 
-  __device__ __forceinline__ void load_from(void* const* slot, int i) {
-    pack = load<width>(static_cast<const S*>(*slot) + i);
-    others.load_from(slot + 1, i);
+  __device__ __forceinline__ void load_from(void* const* slot, int i, unsigned aligned) {
+    pack = load<width>(static_cast<const S*>(*slot) + i, aligned & 1);
+    others.load_from(slot + 1, i, aligned >> 1);
   }
-  __device__ __forceinline__ void store_to(void* const* slot, int i) const {
-    store<width>(static_cast<S*>(*slot) + i, pack);
-    others.store_to(slot + 1, i);
+  __device__ __forceinline__ void store_to(void* const* slot, int i, unsigned aligned) const {
+    store<width>(static_cast<S*>(*slot) + i, pack, aligned & 1);
+    others.store_to(slot + 1, i, aligned >> 1);
   }
   template <typename T> __device__ __forceinline__ void get(T* state, int j) const {
     *state = T(pack.at[j]);
@@ -109,7 +144,12 @@ struct Slots<width, S, Others...> {
   }
 };
 
-constexpr int larger(int a, int b) { return a > b ? a : b; }
+constexpr __device__ int largest(int size) { return size; }
+
+template <typename... Others>
+constexpr __device__ int largest(int one, int two, Others... others) {
+  return largest(one > two ? one : two, others...);
+}
 
 // A chunk's arrays, each at its first element of the chunk.
 template <class Rule, typename T, typename P, typename G, typename... S>
@@ -121,19 +161,16 @@ struct Step {
   const G* grad;
   void* slot[Rule::slots + 1];  // one more than there may be: an array has elements
 
-  static constexpr int vector = [] {
-    int widest = larger(sizeof(P), sizeof(G));
-    ((widest = larger(widest, sizeof(S))), ...);
-    return 16 / widest;
-  }();
+  static constexpr int vector = 16 / largest(sizeof(P), sizeof(G), sizeof(S)...);
 
-  // Loads `width` neighbours to registers, updates each, stores once.
+  // Loads `width` neighbours to registers, updates each, stores once. Bits tell which arrays are
+  // aligned there: the parameter, the gradient, the slots.
   template <int width>
-  __device__ __forceinline__ void update(int i) const {
-    Pack<P, width> p = load<width>(param + i);
-    const Pack<G, width> g = load<width>(grad + i);
+  __device__ __forceinline__ void update(int i, unsigned aligned) const {
+    Pack<P, width> p = load<width>(param + i, aligned & 1);
+    const Pack<G, width> g = load<width>(grad + i, aligned & 2);
     Slots<width, S...> s;
-    s.load_from(slot, i);
+    s.load_from(slot, i, aligned >> 2);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
       T value = T(p.at[j]), gradient = T(g.at[j]);
@@ -144,29 +181,32 @@ struct Step {
       p.at[j] = P(value);
       s.set(state, j);
     }
-    store<width>(param + i, p);
-    s.store_to(slot, i);
+    store<width>(param + i, p, aligned & 1);
+    s.store_to(slot, i, aligned >> 2);
   }
 
-  // How many elements precede the first at which every array is aligned; `count` if there is none.
-  __device__ __forceinline__ int peel(int count) const {
-    const auto offset = [](const void* p, int size) {
-      return int(reinterpret_cast<unsigned long long>(p) / size % vector);
-    };
-    const int first = offset(param, sizeof(P));
-    bool together = offset(grad, sizeof(G)) == first;
-    int k = 0;
-    ((together &= offset(slot[k], sizeof(S)) == first, ++k), ...);
-    const int head = (vector - first) % vector;
-    return together && head < count ? head : count;
+  // How many elements an array is past the last multiple of a vector.
+  template <typename A>
+  static __device__ __forceinline__ int phase(const void* array) {
+    return int(reinterpret_cast<unsigned long long>(array) / sizeof(A) % vector);
   }
 
+  // Vectors begin where two of parameter, gradient and first slot are aligned, or else that slot.
   __device__ void run(int count) const {
-    const int head = peel(count);
+    int first = phase<P>(param), k = 0;
+    if (phase<G>(grad) != first) ((first = k++ ? first : phase<S>(slot[0])), ...);
+    unsigned aligned = unsigned(phase<P>(param) == first) | unsigned(phase<G>(grad) == first) << 1;
+    k = 0;
+    ((aligned |= unsigned(phase<S>(slot[k]) == first) << (2 + k), ++k), ...);
+
+    const int head = min((vector - first) % vector, count);
     const int body = (count - head) / vector * vector;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count - body; i += kThreads) update<1>(i < head ? i : i + body);
-    for (int i = threadIdx.x * vector; i < body; i += kThreads * vector) update<vector>(head + i);
+    for (int i = threadIdx.x; i < count - body; i += kThreads)
+      update<1>(i < head ? i : i + body, aligned);
+#pragma unroll 1
+    for (int i = threadIdx.x * vector; i < body; i += kThreads * vector)
+      update<vector>(head + i, aligned);
   }
 };
 

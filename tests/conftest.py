@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import cuda, plan
+from lucid_gpu.execution import plan, strided
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
+from tests.emulation import nvrtc
+from tests.emulation.compiler import COMPILER
 
 # For pytest-timeout, and by way of the environment: the ini file could not name an option of a
 # plugin that some environments, such as one made for GPUs alone, do not have.
@@ -54,17 +56,20 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_are_compiled_together() -> None:
     """Announce the kernels of all variants, so that the first one needed compiles its like too."""
-    with emulation.installed():
-        import cupy
+    for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
+        kinds, storage = rules.variants(rule), rules.storage(rule, dtype)
+        fused = [plan.kernel_name(rule.rule, [kind], storage) for kind in kinds]
+        COMPILER.expect(joined("rule", rule.kernel, "fused_step"), nvrtc.entries(fused))
+        single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
+        COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
 
-        for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
-            kinds = rules.variants(rule)
-            code = joined("rule", rule.kernel, "fused_step")
-            storage = rules.storage(rule, dtype)
-            names = [plan.kernel_name(rule.rule, [kind], storage) for kind in kinds]
-            cupy.RawModule(code=code, options=cuda.OPTIONS, name_expressions=names)
-            for kind in kinds:
-                cuda._elementwise(rule.rule, np.dtype(dtype), kind)
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_are_kept_for_this_run_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled kernels out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from tests import rules
 PACKAGE = Path(__file__).parent.parent / "lucid_gpu"
 
 LAYERS = {
-    "device": set(),
+    "disk_cache": set(),
+    "device": {"disk_cache"},
     "parameter": {"device"},
     "flatten": {"device", "parameter"},
     "execution": {"device"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from pathlib import Path
@@ -11,23 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lucid_gpu
+from lucid_gpu import disk_cache
 from lucid_gpu.command.display import INSTALL, absent_packages
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, kernels
 from lucid_gpu.execution import compiled
 from lucid_gpu.execution.cpu import thread_count
 from lucid_gpu.execution.sources import kernel_directory
 
 DRIVER_RELEASE = Path("/proc/driver/nvidia/version")
-KERNEL_CACHE = "~/.cupy/kernel_cache"
-"""Where CuPy keeps compiled kernels unless ``CUPY_CACHE_DIR`` says otherwise."""
 
 
 class Gpu(NamedTuple):
-    """One GPU that can be used; memory in bytes."""
+    """One GPU: its compute capability, 10 times as a number, and its memory in bytes."""
 
     name: str
     model: str
-    compute_capability: str
+    capability: int
     free: int
     total: int
 
@@ -40,7 +38,7 @@ class Cuda(NamedTuple):
         runtime: version of the CUDA runtime that CuPy uses.
         compiler: version of NVRTC, which compiles the kernels.
         driver: the newest CUDA version that the NVIDIA driver can run.
-        gpus: those that can be used.
+        gpus: those that the driver shows.
         missing: what stands in the way, in words, each with its remedy.
     """
 
@@ -60,16 +58,18 @@ def cuda() -> Cuda:
         return Cuda(None, None, None, None, [], missing)
     runtime = cupy.cuda.runtime
     compiler = None
+    supported: tuple[int, ...] = ()
     try:
-        compiler = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
-    except (ImportError, OSError, RuntimeError) as error:
-        what = str(error).strip().partition("\n")[0]
-        missing.append(f"NVRTC, which compiles the kernels, was not found ({what}): {gpu.INSTALL}")
+        compiler = ".".join(map(str, kernels.compiler_version()))
+        supported = cupy.cuda.nvrtc.getSupportedArchs()
+    except kernels.KernelError as error:
+        missing.append(str(error))
     gpus = []
     for index in range(gpu.count()):
         try:
             gpus.append(_gpu(cupy, index))
-        except runtime.CUDARuntimeError as error:
+            kernels.architecture(gpus[-1].capability, supported or [gpus[-1].capability])
+        except (kernels.KernelError, runtime.CUDARuntimeError) as error:
             missing.append(f"cuda:{index} cannot be used: {error}")
     return Cuda(
         cupy.__version__,
@@ -83,7 +83,7 @@ def cuda() -> Cuda:
 
 def _gpu(cupy: Any, index: int) -> Gpu:
     properties = cupy.cuda.runtime.getDeviceProperties(index)
-    capability = f"{properties['major']}.{properties['minor']}"
+    capability = 10 * properties["major"] + properties["minor"]
     free, total = cupy.cuda.Device(index).mem_info
     return Gpu(f"cuda:{index}", properties["name"].decode(), capability, free, total)
 
@@ -130,7 +130,7 @@ def _devices(facts: Cuda, missing: list[str]) -> list[tuple[str, str]]:
     for each in facts.gpus:
         memory = f"{each.free / 2**30:.1f} of {each.total / 2**30:.1f} GiB free"
         rows.append(
-            (each.name, f"{each.model}, compute capability {each.compute_capability}, {memory}")
+            (each.name, f"{each.model}, compute capability {each.capability / 10:.1f}, {memory}")
         )
     try:
         rows.append(("cpu", f"{_cpu_code(missing)}, steps on {thread_count()} threads"))
@@ -159,10 +159,19 @@ def _kernels(missing: list[str]) -> list[tuple[str, str]]:
         rows.append(("kernels", f"{folder}: {', '.join(names)}"))
     except FileNotFoundError as error:
         missing.append(f"for a GPU: {error}")
-    cache = Path(os.environ.get("CUPY_CACHE_DIR", KERNEL_CACHE)).expanduser()
-    sizes = [path.stat().st_size for path in cache.glob("*") if path.is_file()]
+    return [*rows, ("kernel cache", _cache())]
+
+
+def _cache() -> str:
+    """Return where compiled code is kept, and how much of it."""
+    folder = disk_cache.directory()
+    if folder is None:
+        return "none, for there is no home directory: set LUCID_GPU_CACHE_DIR"
+    if not disk_cache.is_writable():
+        return f"{folder}: cannot be written, so each process compiles: set LUCID_GPU_CACHE_DIR"
+    sizes = [path.stat().st_size for path in folder.glob("*") if path.is_file()]
     state = f"{len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB" if sizes else "empty"
-    return [*rows, ("kernel cache", f"{cache}: {state}")]
+    return f"{folder}: {state}"
 
 
 def _driver_release() -> str:

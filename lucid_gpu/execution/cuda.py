@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gpu, tables
+from lucid_gpu.device import gpu, kernels, tables
 from lucid_gpu.device.arrays import STRIDED, address, contiguity, device_of
 from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution.plan import DENSE, Plan, TensorGroup
+from lucid_gpu.execution.plan import DENSE, THREADS, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.sources import joined
-
-THREADS = 256
-"""Threads per block: ``kThreads`` of ``fused_step.cuh``."""
+from lucid_gpu.execution.strided import StridedLaunches
 
 RECORD_STAGE_BYTES = 1 << 12
 """Of the pinned copies in which records of tensors travel that were given other arrays."""
-
-OPTIONS = ("--fmad=false",)
-"""Without fused multiply-add, so that CUDA and NumPy agree to the bit."""
 
 
 class CudaExecutor:
@@ -186,9 +180,7 @@ class FusedLaunch:
         self._by_value = self._argument.view(f"V{_plan.ARGUMENT.itemsize}")
         self._argument["chunks"] = self._chunks.data.ptr
         self._argument["tensors"] = self._records.device.data.ptr
-        self._kernel = _compiled(
-            tensors.rule, tensors.storage, tuple(plan.kinds), cp.cuda.Device().id
-        )
+        self._kernel = _compiled(tensors.rule, tensors.storage, tuple(plan.kinds))
         self._blocks = len(plan.chunks)
         self._is_captured = False
         self._make_table(1)
@@ -328,75 +320,12 @@ class FusedLaunch:
             self._kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
 
 
-class StridedLaunches:
-    """One launch per tensor that is not contiguous, through CuPy's strides."""
-
-    def __init__(self, tensors: TensorGroup) -> None:
-        self._tensors = tensors
-        self._kernels = [
-            _elementwise(tensors.rule, tensors.storage.compute, variant)
-            for variant in tensors.variants
-        ]
-        self._grads: list[Any] = [None] * len(tensors.params)
-
-    def replace_gradients(self, grads: Sequence[Any]) -> None:
-        """Take other gradients for the next launch."""
-        self._grads = list(grads)
-
-    def renew(self, tensor: int, arrays: Sequence[Any]) -> None:
-        """Take other arrays of a tensor."""
-        self._tensors.params[tensor], *slots = arrays
-        self._tensors.slots[tensor] = tuple(slots)
-
-    def launch(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
-        """Launch all kernels, and let the gradients go."""
-        compute = self._tensors.storage.compute
-        for i, row in enumerate(row_of.tolist()):
-            if self._grads[i] is not None:
-                self._update(i, map(compute.type, rows[row]), self._tensors.slots[i] or ())
-        self._grads = [None] * len(self._grads)
-
-    def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
-        self._kernels[i](self._grads[i], *scalars, self._tensors.params[i], *slots)
-
-
 def _in_a_row(rows: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the scalars of all rows, one after the other, each rounded once."""
     return np.fromiter(chain.from_iterable(rows), dtype)
 
 
-def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...], device_id: int) -> Any:
+def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...]) -> Any:
     """Return the kernel for some variants of a rule, compiled at the first call."""
     source = joined("rule", rule.kernel, "fused_step")
-    return _kernel(source, _plan.kernel_name(rule, kinds, storage), device_id)
-
-
-@cache
-def _kernel(source: str, name: str, device_id: int) -> Any:  # noqa: ARG001 - of one device each
-    module = gpu.cupy().RawModule(code=source, options=OPTIONS, name_expressions=[name])
-    return module.get_function(name)
-
-
-@cache
-def _elementwise(rule: Rule, dtype: np.dtype[Any], variant: Any) -> Any:
-    """Return the kernel that updates one tensor of any strides, from the text of the same rule."""
-    names = _plan.row_fields(rule)
-    slots = rule.used_slots(variant)
-    spare = [f"spare_{number}" for number in range(len(slots), rule.width)]
-    scalar, c_type = dtype.name, _plan.c_type(dtype)
-    functor = _plan.functor(rule, variant, dtype)
-    frame, own = names[:3], names[3:]
-    body = [f"{c_type} {name} = 0;" for name in spare]
-    body += [f"const Frame<{c_type}> frame{{{', '.join(frame)}}};"]
-    body += [f"const {functor} rule{{{', '.join(own)}}};"]
-    body += [f"{c_type} gradient = grad, value = param;", "frame(value, gradient);"]
-    body += [f"rule({', '.join(['value', 'gradient', *slots, *spare])});", "param = value;"]
-    return gpu.cupy().ElementwiseKernel(
-        ", ".join(f"{scalar} {name}" for name in ("grad", *names)),
-        ", ".join(f"{scalar} {name}" for name in ("param", *slots)),
-        " ".join(body),
-        f"lucid_gpu_{rule.functor.lower()}_strided",
-        preamble=joined("rule", rule.kernel),
-        options=OPTIONS,
-        no_return=True,
-    )
+    return kernels.kernel(source, _plan.kernel_name(rule, kinds, storage))

@@ -22,6 +22,9 @@ DENSE = C_ORDER | F_ORDER
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
 
+THREADS = 256
+"""Threads per block: ``kThreads`` of ``fused_step.cuh``."""
+
 CARRIED_BYTES = 2560
 """How many bytes of scalars a launch carries itself: 64 rows of Adam in float32."""
 
@@ -189,6 +192,30 @@ def cut(sizes: npt.NDArray[np.int64], chunk_elements: int) -> np.ndarray[Any, An
     chunks["start"] = start
     chunks["count"] = np.minimum(sizes[tensor] - start, chunk_elements)
     return chunks
+
+
+def misaligned(addresses: Sequence[int], itemsizes: Sequence[int]) -> list[int]:
+    """Return which arrays of a tensor are read one element after the other, not 16 bytes at once.
+
+    Vectors begin where most arrays are aligned; an array that begins elsewhere between multiples
+    of 16 bytes costs itself its vectors, and no other array.
+
+    Args:
+        addresses: of the parameter, the gradient, and the slots in use.
+        itemsizes: of their elements, in bytes.
+
+    Returns:
+        Their positions among ``addresses``.
+
+    Example:
+        >>> misaligned([4096, 8192 + 4, 12288], [4, 4, 4]), misaligned([4, 8196], [4, 4])
+        ([1], [])
+    """
+    vector = 16 // max(itemsizes)
+    phases = [place // size % vector for place, size in zip(addresses, itemsizes, strict=True)]
+    param, grad, *slots = phases
+    first = slots[0] if slots and param != grad else param
+    return [position for position, phase in enumerate(phases) if phase != first]
 
 
 def c_type(dtype: npt.DTypeLike) -> str:

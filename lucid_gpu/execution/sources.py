@@ -27,7 +27,7 @@ def kernel_directory() -> Path:
 def joined(*kernels: str | Path) -> str:
     """Return the text of several sources as one, each named so that compilers report its lines.
 
-    One text, because CuPy keys its kernel cache by the source alone, not by what it includes.
+    One text, by which caches of compiled code are keyed, and which needs no files to compile.
 
     Args:
         kernels: a name such as ``"adam"`` stands for a file of this package; a path ending in
@@ -40,5 +40,5 @@ def joined(*kernels: str | Path) -> str:
             path = kernel_directory() / f"{kernel}.cuh"
         text = path.read_text(encoding="utf-8").replace("#pragma once\n", "\n")
         parts.append(f'#line 1 "kernels/{path.name}"\n{text}')
-    # CuPy writes the text to a file in the encoding of the locale.
+    # A compiler of the host reads the text in the encoding of the locale.
     return "\n".join(parts).encode("ascii", "replace").decode()

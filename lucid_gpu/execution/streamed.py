@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution.cuda import THREADS, CudaExecutor, FusedLaunch, StridedLaunches
-from lucid_gpu.execution.plan import Plan, Span, TensorGroup
+from lucid_gpu.execution.cuda import CudaExecutor, FusedLaunch
+from lucid_gpu.execution.plan import THREADS, Plan, Span, TensorGroup
+from lucid_gpu.execution.strided import StridedLaunches
 
 WINDOW_BYTES = 32 << 20
 """Device memory of a window, all slots together: enough that starting a copy costs next to nothing
@@ -173,10 +174,10 @@ class _StreamedLaunch(FusedLaunch):
 class _VisitingLaunches(StridedLaunches):
     """The slots of one tensor after the other, as a whole, while the host waits."""
 
-    def _update(self, i: int, scalars: Iterable[Any], slots: Sequence[Any]) -> None:
+    def _update(self, i: int, row: tuple[float, ...], slots: Sequence[Any]) -> None:
         home = device_of(self._tensors.params[i])
         visitors = [transfer.copy(slot, home) for slot in slots]
-        super()._update(i, scalars, visitors)
+        super()._update(i, row, visitors)
         for slot, visitor in zip(slots, visitors, strict=True):
             transfer.copy_into(slot, visitor)
 

@@ -12,6 +12,7 @@ from benchmarks.peers import Task
 from benchmarks.protocol import Options
 from benchmarks.workloads import ADAM, MOMENTUM, Workload
 from tests.emulation import arrays
+from tests.emulation.elementwise import ElementwiseKernel
 
 QUICK = Options("cuda:0", quick=True, seconds=0.5)
 RUN_HERE = {"ours", "array expressions", "ElementwiseKernel", "limit"}
@@ -51,6 +52,7 @@ def gpu(emulated, monkeypatch):
         assert max(target.ptr + size - target._end, source.ptr + size - source._end) <= 0
         machine.copied.append(size)
 
+    cupy.ElementwiseKernel = ElementwiseKernel
     cupy.random = types.SimpleNamespace(default_rng=Generator)
     cupy.RawKernel = lambda code, name: lambda grid, block, args: machine.spins.append(*args)
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=free_all_blocks)

@@ -21,10 +21,9 @@ def rows() -> dict[str, list[str]]:
 
 @pytest.fixture
 def with_nvrtc(emulated, monkeypatch):
-    """The emulated CuPy, with NVRTC."""
+    """The emulated CuPy, whose NVRTC a test may change."""
     cupy = sys.modules["cupy"]
-    nvrtc = SimpleNamespace(getVersion=lambda: (13, 2))
-    monkeypatch.setattr(cupy.cuda, "nvrtc", nvrtc, raising=False)
+    monkeypatch.setattr(cupy.cuda, "nvrtc", SimpleNamespace(**vars(cupy.cuda.nvrtc)))
     return cupy
 
 
@@ -88,6 +87,29 @@ def test_a_missing_compiler_is_told(with_nvrtc, monkeypatch) -> None:
     )
 
 
+def test_cupy_without_its_compiler_is_told(with_nvrtc, monkeypatch) -> None:
+    monkeypatch.delattr(with_nvrtc.cuda, "nvrtc")
+    found = rows()
+    assert found["NVRTC"] == ["not found"]
+    assert "NVRTC, which compiles the kernels, was not found" in found["missing"][0]
+    assert "pip install '.[cuda13]'" in found["missing"][0]
+
+
+def test_a_gpu_older_than_the_kernels_need_is_told_with_the_remedy(with_nvrtc, monkeypatch) -> None:
+    properties = {"name": b"Old GPU", "major": 6, "minor": 1}
+    monkeypatch.setattr(with_nvrtc.cuda.runtime, "getDeviceProperties", lambda number: properties)
+    found = rows()
+    assert found["cuda:1"][0].startswith("Old GPU, compute capability 6.1")
+    assert found["missing"][1].startswith("for a GPU: cuda:1 cannot be used: its compute capab")
+    assert found["missing"][1].endswith("(Volta) or newer: step on another GPU or on the CPU")
+
+
+def test_a_gpu_that_the_compiler_has_dropped_is_told(with_nvrtc, monkeypatch) -> None:
+    properties = {"name": b"Volta", "major": 7, "minor": 0}
+    monkeypatch.setattr(with_nvrtc.cuda.runtime, "getDeviceProperties", lambda number: properties)
+    assert "compiles for 7.5 or newer: install an older one" in rows()["missing"][0]
+
+
 def test_a_gpu_that_refuses_is_told_and_the_others_are_listed(with_nvrtc, monkeypatch) -> None:
     properties = with_nvrtc.cuda.runtime.getDeviceProperties
 
@@ -116,11 +138,22 @@ def test_a_real_gpu_is_described() -> None:
 
 
 def test_the_kernel_cache_is_measured(without_cupy, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path))
     assert rows()["kernel cache"] == [f"{tmp_path}: empty"]
     for name in "ab":
         (tmp_path / f"{name}.cubin").write_bytes(bytes(1 << 20))
     assert rows()["kernel cache"] == [f"{tmp_path}: 2 files, 2.0 MiB"]
+
+
+def test_a_kernel_cache_that_cannot_be_written_is_told(without_cupy, monkeypatch, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "cannot be written, so each process compiles" in rows()["kernel cache"][0]
+
+
+def test_without_a_home_there_is_no_kernel_cache(without_cupy, monkeypatch) -> None:
+    monkeypatch.setattr(info.disk_cache, "directory", lambda: None)
+    assert rows()["kernel cache"][0].endswith("set LUCID_GPU_CACHE_DIR")
 
 
 def test_the_kernel_sources_are_found(without_cupy, monkeypatch) -> None:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import lucid_gpu.device
-import lucid_gpu.execution.cuda
-from tests.emulation import arrays, kernels, machine
+import lucid_gpu.device.kernels
+import lucid_gpu.device.tables
+from tests.emulation import arrays, kernels, machine, nvrtc
 from tests.emulation.machine import MACHINE, Machine
 
 
@@ -49,7 +49,6 @@ def _module() -> types.ModuleType:
     cupy.asnumpy = lambda obj: obj.get() if isinstance(obj, arrays.ndarray) else np.asarray(obj)
     cupy.empty = arrays.empty
     cupy.RawModule = kernels.RawModule
-    cupy.ElementwiseKernel = kernels.ElementwiseKernel
     cupy.cuda = types.SimpleNamespace(
         Device=machine.Device,
         Event=machine.Event,
@@ -57,7 +56,9 @@ def _module() -> types.ModuleType:
         PinnedMemory=arrays.pinned_memory,
         PinnedMemoryPointer=arrays.pinned_memory_pointer,
         Stream=machine.Stream,
+        driver=types.SimpleNamespace(CUDADriverError=kernels.CUDADriverError),
         get_current_stream=machine.get_current_stream,
+        nvrtc=nvrtc,
         runtime=types.SimpleNamespace(
             CUDARuntimeError=machine.CUDARuntimeError,
             getDevice=lambda: MACHINE.device,
@@ -82,7 +83,7 @@ def installed() -> Iterator[Machine]:
     sys.modules["cupy"] = _module()
     sys.modules["cupyx"] = cupyx = types.ModuleType("cupyx")
     cupyx.empty_pinned = arrays.PINNED.empty
-    _forget()
+    forget()
     try:
         yield MACHINE
     finally:
@@ -90,12 +91,11 @@ def installed() -> Iterator[Machine]:
             sys.modules.pop(name)
             if before[name] is not None:
                 sys.modules[name] = before[name]
-        _forget()
+        forget()
 
 
-def _forget() -> None:
-    """Clear what lucid_gpu remembers of CuPy."""
+def forget() -> None:
+    """Clear what lucid_gpu remembers of CuPy, as if the process were a new one."""
     lucid_gpu.device.gpu._probe.cache_clear()
-    lucid_gpu.execution.cuda._kernel.cache_clear()
-    lucid_gpu.execution.cuda._elementwise.cache_clear()
+    lucid_gpu.device.kernels._kernel.cache_clear()
     lucid_gpu.device.tables._retired.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import subprocess
@@ -11,38 +10,39 @@ from pathlib import Path
 
 SHIM = (Path(__file__).parent / "shim.h").read_text(encoding="utf-8")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", *WARNINGS)
+FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", *WARNINGS)
+
+
+class CompilerError(RuntimeError):
+    """The text does not compile."""
 
 
 class Compiler:
     """Builds the entry points that share a text together, when the first of them is needed."""
 
     def __init__(self) -> None:
-        self._expected: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
-        self._built: dict[tuple[str, tuple[str, ...], str], ctypes.CDLL] = {}
+        self._expected: dict[str, dict[str, str]] = {}
+        self._built: dict[tuple[str, str], Path] = {}
 
-    def expect(self, text: str, options: tuple[str, ...], entries: dict[str, str]) -> None:
+    def expect(self, text: str, entries: dict[str, str]) -> None:
         """Take note of entry points: their names, and the definitions that follow the text."""
-        fresh = {
-            name: entry
-            for name, entry in entries.items()
-            if (text, options, name) not in self._built
-        }
-        self._expected.setdefault((text, options), {}).update(fresh)
+        fresh = {name: entry for name, entry in entries.items() if (text, name) not in self._built}
+        self._expected.setdefault(text, {}).update(fresh)
 
-    def function(self, text: str, options: tuple[str, ...], name: str):
-        """Return an entry point that was expected."""
-        if (text, options, name) not in self._built:
-            waiting = self._expected.pop((text, options))
-            library = _build(text, options, [waiting[key] for key in sorted(waiting)])
-            self._built.update(((text, options, key), library) for key in waiting)
-        return getattr(self._built[text, options, name], name)
+    def library(self, text: str, entries: dict[str, str]) -> Path:
+        """Return a library that has some entry points, and all those that were expected."""
+        places = {self._built.get((text, name)) for name in entries}
+        if len(places) == 1 and (place := places.pop()) is not None:
+            return place
+        waiting = self._expected.pop(text, {}) | entries
+        library = _build(text, [waiting[key] for key in sorted(waiting)])
+        self._built.update(((text, key), library) for key in waiting)
+        return library
 
 
-def _build(text: str, options: tuple[str, ...], entries: list[str]) -> ctypes.CDLL:
+def _build(text: str, entries: list[str]) -> Path:
     source = "\n".join([SHIM, text, *entries])
-    contract = ("-ffp-contract=off",) if "--fmad=false" in options else ("-mfma",)
-    flags = (*FLAGS, *contract, *os.environ.get("EMULATION_CXXFLAGS", "").split())
+    flags = (*FLAGS, *os.environ.get("EMULATION_CXXFLAGS", "").split())
     key = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"lucid_gpu_emulation_{os.getuid()}"
     library = folder / f"{key}.so"
@@ -56,9 +56,9 @@ def _build(text: str, options: tuple[str, ...], entries: list[str]) -> ctypes.CD
             command, input=source, env=own, text=True, capture_output=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"the kernel text does not compile:\n{done.stderr}")
+            raise CompilerError(f"the kernel text does not compile:\n{done.stderr}")
         fresh.replace(library)
-    return ctypes.CDLL(str(library))
+    return library
 
 
 COMPILER = Compiler()

@@ -20,12 +20,14 @@ class Launch(NamedTuple):
 
 @dataclass
 class Record:
-    """What was asked of the machine since the last reset."""
+    """What was asked of the machine since the last reset; vectors are accesses of 16 bytes."""
 
     launches: list[Launch] = field(default_factory=list)
     compiles: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
     uploads: list[int] = field(default_factory=list)
     downloads: list[int] = field(default_factory=list)
+    vectors: int = 0
     allocations: int = 0
     synchronizations: int = 0
 
@@ -36,6 +38,7 @@ class Machine:
     Attributes:
         lazy: streams queue their work and run it when the host waits for it, and no sooner: a
             host that runs far ahead of its device. Otherwise they run it at once.
+        architectures: that NVRTC compiles for.
         record: what was asked of the machine.
     """
 
@@ -44,6 +47,7 @@ class Machine:
 
     def reset(self) -> None:
         self.devices = 2
+        self.architectures = (75, 80, 90, 100, 120)
         self.lazy = False
         self.record = Record()
         self.streams: list[Stream] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import weakref
 
 import numpy as np
 import pytest
 
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, kernels, transfer
 from tests import emulation
 from tests.emulation.machine import CUDARuntimeError
 
@@ -31,9 +32,13 @@ def cp(emulated):
     return gpu.cupy()
 
 
-def kernel(cp, name="scale<float>"):
-    module = cp.RawModule(code=SCALE, options=("--fmad=false",), name_expressions=[name])
-    return module.get_function(name)
+def kernel(text=SCALE, name="scale<float>"):
+    """The kernel of a text, newly compiled by the emulated NVRTC."""
+    image = kernels.compiled(text, [name], "sm_90")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(image.code)
+        file.flush()
+        return gpu.cupy().RawModule(path=file.name).get_function(image.lowered[name])
 
 
 def test_cupy_is_there_only_while_it_is_installed():
@@ -45,33 +50,73 @@ def test_cupy_is_there_only_while_it_is_installed():
 
 def test_a_kernel_runs_on_every_thread(cp):
     data, factor = cp.ones(16, np.float32), cp.array(np.float32(3))
-    kernel(cp)((1,), (4,), (data, factor))
+    kernel()((1,), (4,), (data, factor))
     assert data.get().tolist() == [3] * 16
 
 
 def test_a_misaligned_address_is_an_error(cp):
     data, factor = cp.ones(17, np.float32)[1:], cp.array(np.float32(3))
     with pytest.raises(RuntimeError, match="misaligned address"):
-        kernel(cp)((1,), (4,), (data, factor))
+        kernel()((1,), (4,), (data, factor))
 
 
 def test_an_array_of_the_host_is_no_argument_of_a_kernel(cp):
     with pytest.raises(TypeError, match="only those of one element"):
-        kernel(cp)((1,), (4,), (np.ones(16, np.float32), cp.ones(1, np.float32)))
+        kernel()((1,), (4,), (np.ones(16, np.float32), cp.ones(1, np.float32)))
 
 
 def test_memory_of_another_device_is_no_argument_of_a_kernel(cp):
     with cp.cuda.Device(1):
         there = cp.ones(16, np.float32)
     with pytest.raises(ValueError, match="different from the current device"):
-        kernel(cp)((1,), (4,), (there, cp.ones(1, np.float32)))
+        kernel()((1,), (4,), (there, cp.ones(1, np.float32)))
 
 
 def test_text_that_warns_does_not_compile(cp):
     text = "__global__ void idle(int* data) {}"
-    module = cp.RawModule(code=text, name_expressions=["idle"])
-    with pytest.raises(RuntimeError, match="unused parameter"):
-        module.get_function("idle")
+    with pytest.raises(kernels.KernelError, match="unused parameter"):
+        kernel(text, "idle")
+
+
+def test_text_is_no_module_without_our_compilation(cp):
+    with pytest.raises(TypeError, match="code"):
+        cp.RawModule(code=SCALE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--std=c++17", "--fmad=false"),
+        ("--std=c++17", "--fmad=false", "-ftz=true", "-arch=sm_90"),
+    ],
+)
+def test_options_that_are_not_ours_are_refused(cp, options):
+    nvrtc = cp.cuda.nvrtc
+    program = nvrtc.createProgram(SCALE, "", (), ())
+    with pytest.raises(nvrtc.NVRTCError, match="INVALID_OPTION"):
+        nvrtc.compileProgram(program, options)
+
+
+def test_code_for_an_unknown_architecture_is_refused(cp):
+    with pytest.raises(kernels.KernelError, match="INVALID_OPTION"):
+        kernels.compiled(SCALE, ["scale<float>"], "sm_99")
+
+
+def test_a_cubin_without_its_last_byte_is_no_image(cp, tmp_path):
+    image = kernels.compiled(SCALE, ["scale<float>"], "sm_90")
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(image.code[:-1])
+    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_IMAGE"):
+        cp.RawModule(path=str(path)).get_function(image.lowered["scale<float>"])
+
+
+def test_a_kernel_whose_file_is_gone_is_for_the_device_it_was_loaded_on(cp):
+    here = kernel()
+    with cp.cuda.Device(1):
+        data, factor = cp.ones(16, np.float32), cp.array(np.float32(3))
+        with pytest.raises(cp.cuda.driver.CUDADriverError, match="FILE_NOT_FOUND"):
+            here((1,), (4,), (data, factor))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +222,7 @@ def scaled(cp, data, factor):
     """Launch a kernel on a record that holds an address and a value; return the record."""
     record = np.zeros((), [("data", "u8"), ("factor", "f4"), ("", "V4")])
     record["data"], record["factor"] = data.data.ptr, factor
-    module = cp.RawModule(code=RECORD, name_expressions=["scale"])
-    module.get_function("scale")((1,), (data.size,), (record,))
+    kernel(RECORD, "scale")((1,), (data.size,), (record,))
     return record
 
 
@@ -204,10 +248,10 @@ def test_what_a_record_points_at_stays_until_the_launch_has_run(cp, emulated):
 def test_a_lazy_stream_works_when_the_host_waits(cp, emulated):
     data, factor = cp.ones(16, np.float32), cp.array(np.float32(3))
     emulated.lazy = True
-    kernel(cp)((1,), (4,), (data, factor))
+    kernel()((1,), (4,), (data, factor))
     assert (data.view(np.ndarray) == 1).all()
     event = cp.cuda.get_current_stream().record()
-    kernel(cp)((1,), (4,), (data, factor))
+    kernel()((1,), (4,), (data, factor))
     assert not event.done
     event.synchronize()
     assert event.done

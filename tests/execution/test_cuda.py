@@ -9,7 +9,7 @@ from lucid_gpu import Parameter
 from lucid_gpu.device import tables, transfer
 from lucid_gpu.execution import plan
 from lucid_gpu.optim import SGD, Adam
-from tests import rules
+from tests import emulation, rules
 from tests.emulation.machine import Record
 from tests.stepping import host
 
@@ -102,6 +102,46 @@ def test_later_steps_neither_compile_nor_allocate_nor_synchronize(rule, emulated
         optimizer.step()
     record = emulated.record
     assert (record.compiles, record.allocations, record.synchronizations) == ([], 0, 0)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The folder of compiled kernels, which is not there yet."""
+    monkeypatch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def one_of_each(device):
+    """A contiguous parameter and one that is not."""
+    params = make(device, (3,))
+    view = transfer.copy(np.ones((4, 6), np.float32), device)[:, ::2]
+    params.append(Parameter(view))
+    params[-1].grad = view
+    return params
+
+
+def test_a_second_optimizer_neither_compiles_nor_loads(emulated, cache):
+    Adam(one_of_each("cuda:0")).step()
+    assert len(emulated.record.compiles) == 2
+    emulated.record = Record()
+    Adam(one_of_each("cuda:0"), lr=0.5).step()
+    assert (emulated.record.compiles, emulated.record.loads) == ([], [])
+
+
+def test_a_second_process_loads_what_the_first_has_compiled(emulated, cache):
+    Adam(one_of_each("cuda:0")).step()
+    emulation.forget()
+    emulated.record = Record()
+    Adam(one_of_each("cuda:0")).step()
+    assert emulated.record.compiles == []
+    assert len(emulated.record.loads) == 2
+
+
+def test_each_device_has_modules_of_its_own(emulated, cache):
+    cache.write_text("nothing can be kept here")
+    for device in ("cuda:0", "cuda:1"):
+        Adam(one_of_each(device)).step()
+    assert len(emulated.record.loads) == 4
 
 
 @every_optimizer

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucid_gpu.execution import cuda, plan
+from lucid_gpu.execution import plan
 from lucid_gpu.execution.plan import TensorGroup, common_layout, cut
 from lucid_gpu.execution.rule import FrameScalars, Storage
-from lucid_gpu.execution.sources import joined
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
-from tests.emulation.compiler import Compiler
+from tests.execution.claims import compiles, layout_claims
 
 every_rule = pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
 every_dtype = pytest.mark.parametrize("dtype", rules.DTYPES)
@@ -98,31 +97,13 @@ def test_arrays_are_dense_together_if_one_order_fits_all(orders, dense):
     assert (common_layout([arrays[order] for order in orders]) != 0) == dense
 
 
-def compiles(rule, assertions):
-    """Compile the rule's text with static assertions behind it; raises if one does not hold."""
-    compiler = Compiler()
-    text = joined("rule", rule.kernel, "fused_step")
-    checks = "\n".join(f'static_assert({claim}, "");' for claim in assertions)
-    compiler.expect(text, cuda.OPTIONS, {"checked": f'{checks}\nextern "C" void checked() {{}}'})
-    compiler.function(text, cuda.OPTIONS, "checked")
-
-
-def layout_claims(record, struct):
-    claims = [f"(sizeof({struct})) == {record.itemsize}"]
-    for name in record.names:
-        dtype, offset = record.fields[name][:2]
-        claims.append(f"(__builtin_offsetof({struct}, {name})) == {offset}")
-        claims.append(f"(sizeof({struct}::{name})) == {dtype.itemsize}")
-    return claims
-
-
 @every_rule
 def test_records_lie_as_the_structs_of_the_kernel(rule):
     compiles(rule, layout_claims(plan.CHUNK, "Chunk"))
     width = rule.rule.width
     compiles(rule, layout_claims(plan.tensor_record(rule.rule), f"Tensor<{width}>"))
     compiles(rule, layout_claims(plan.ARGUMENT, f"Argument<{width}>"))
-    compiles(rule, [f"kThreads == {cuda.THREADS}"])
+    compiles(rule, [f"kThreads == {plan.THREADS}"])
 
 
 @every_rule

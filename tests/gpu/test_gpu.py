@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import gpu, tables, transfer
+from lucid_gpu.device import gpu, kernels, tables, transfer
 from lucid_gpu.execution import cuda, plan, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
@@ -95,7 +97,7 @@ def test_later_steps_compile_nothing(cp, monkeypatch):
     optimizer = Adam(make(cp))
     optimizer.step()
     monkeypatch.setattr(cp, "RawModule", None)
-    monkeypatch.setattr(cp, "ElementwiseKernel", None)
+    monkeypatch.setattr(cp.cuda.nvrtc, "createProgram", None)
     optimizer.step()
 
 
@@ -155,7 +157,7 @@ def test_float_kernels_of_the_default_options_spill_nothing(cp, rule):
     variant = next(iter(rules.option_sets(rule))).variant
     kernel = cuda._compiled(rule.rule, rules.storage(rule, "float32"), (variant,), 0)
     assert kernel.local_size_bytes == 0
-    assert kernel.max_threads_per_block >= cuda.THREADS
+    assert kernel.max_threads_per_block >= plan.THREADS
 
 
 def test_arrays_larger_than_the_staging_buffers_go_there_and_back(cp):
@@ -177,14 +179,53 @@ def test_tensors_of_more_than_2_to_the_31_elements(cp):
     assert float(param.data.min()) == float(param.data.max()) == -0.5
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [(np.float32, False), (np.float64, True)])
-def test_float32_below_the_normal_range_counts_as_zero(cp, dtype, kept):
-    tiny = np.array([np.finfo(dtype).tiny / 2], dtype)
-    for device in ("cuda:0", "cpu"):
-        param = Parameter(tiny, device=device)
-        param.grad = param.data * 0
-        SGD([param], lr=1.0).step()
-        assert param.numpy()[0] == (tiny[0] if kept or device == "cpu" else 0)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("step", [1, 2], ids=["contiguous", "strided"])
+def test_numbers_below_the_normal_range_are_kept_as_on_the_cpu(cp, dtype, rule, step):
+    values = (np.arange(1, 402) * 97 % 401 * np.finfo(dtype).smallest_subnormal).astype(dtype)
+    for variant, (options, *_) in rules.option_sets(rule).items():
+        params = [Parameter(transfer.copy(values, device)[::step]) for device in ("cuda:0", "cpu")]
+        for param in params:
+            param.grad = transfer.copy(values[::-1].copy(), param.device)[::step]
+            optimizer = rule([{**options, "params": [param]}])
+            for _ in range(3):
+                optimizer.step()
+        there, here = (param.numpy() for param in params)
+        np.testing.assert_array_equal(there, here, str(variant))
+
+
+def test_a_number_below_the_normal_range_stays_what_it_is(cp):
+    values = np.array([np.finfo(np.float32).tiny / 2], np.float32)
+    param = Parameter(values, device="cuda:0")
+    param.grad = param.data * 0
+    SGD([param], lr=1.0).step()
+    assert param.numpy()[0] == values[0] > 0
+
+
+def test_a_second_process_compiles_nothing(cp, monkeypatch, tmp_path):
+    monkeypatch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path))
+    program = (
+        "import cupy, sys\n"
+        "from lucid_gpu import Parameter\n"
+        "from lucid_gpu.device import kernels\n"
+        "from lucid_gpu.optim import Adam\n"
+        "params = Parameter(cupy.zeros((4, 6), 'f4')[:, ::2]), Parameter(cupy.zeros(5, 'f4'))\n"
+        "for param in params: param.grad = param.data\n"
+        "if sys.argv[1:]: kernels.compiled = None\n"
+        "Adam(params).step()\n"
+    )
+    for arguments in ([], ["again"]):
+        subprocess.run([sys.executable, "-c", program, *arguments], check=True)
+    assert len([*tmp_path.glob("*.cubin")]) == 2
+
+
+def test_the_driver_takes_a_cubin_from_memory_as_from_a_file(cp):
+    text = 'extern "C" __global__ void idle() {}'
+    image = kernels.compiled(text, ["idle"], f"sm_{cp.cuda.Device().compute_capability}")
+    module = cp.cuda.function.Module()
+    module.load(image.code)
+    module.get_function(image.lowered["idle"])
 
 
 def test_two_gpus_step_together(cp):

@@ -5,88 +5,108 @@ from __future__ import annotations
 import re
 from functools import cache
 
-import numpy as np
 import pytest
 
-from lucid_gpu.execution import cuda, plan
+from lucid_gpu.execution import plan, strided
 from lucid_gpu.execution.sources import joined
 from tests import rules
 from tests.kernels.nvrtc import ARCHITECTURES, compile_kernels
 
-pytestmark = [
-    pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__),
-    pytest.mark.parametrize("dtype", rules.DTYPES),
-    pytest.mark.parametrize("architecture", ARCHITECTURES),
-]
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+every_dtype = pytest.mark.parametrize("dtype", rules.DTYPES)
+every_rule = pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
+everything = [every_rule, every_dtype, every_architecture]
+
+
+def each_way(test):
+    for mark in reversed(everything):
+        test = mark(test)
+    return test
 
 
 @cache
 def fused(rule, dtype, architecture):
-    """The PTX of each variant's kernel, and under None of one that mixes several."""
+    """Each variant's kernel, and under None one that mixes several."""
     kinds = {variant: [variant] for variant in rules.variants(rule)}
     kinds[None] = rules.variants(rule)[::2]
     storage = rules.storage(rule, dtype)
     names = {key: plan.kernel_name(rule.rule, own, storage) for key, own in kinds.items()}
     source = joined("rule", rule.kernel, "fused_step")
-    ptx = compile_kernels(source, list(names.values()), architecture)
-    return {key: ptx[name] for key, name in names.items()}
+    kernels = compile_kernels(source, list(names.values()), architecture)
+    return {key: kernels[name] for key, name in names.items()}
+
+
+@cache
+def single(rule, dtype, architecture):
+    """Each variant's kernel for strided tensors."""
+    storage = rules.storage(rule, dtype)
+    names = {
+        variant: strided.kernel_name(rule.rule, variant, storage)
+        for variant in rules.variants(rule)
+    }
+    kernels = compile_kernels(strided.source(rule.rule), list(names.values()), architecture)
+    return {variant: kernels[name] for variant, name in names.items()}
+
+
+def every_kernel(rule, dtype, architecture):
+    kernels = [fused(rule, dtype, architecture), single(rule, dtype, architecture)]
+    return [kernel for own in kernels for kernel in own.values()]
 
 
 def per_variant(rule, dtype, architecture):
     kernels = fused(rule, dtype, architecture)
-    return [(variant, kernels[variant]) for variant in rules.variants(rule)]
+    return [(variant, kernels[variant].ptx) for variant in rules.variants(rule)]
 
 
+@each_way
 def test_every_array_is_loaded_and_stored_16_bytes_at_a_time(rule, dtype, architecture):
     for variant, ptx in per_variant(rule, dtype, architecture):
         slots = len(rule.used_slots(variant))
         loads = len(re.findall(r"ld\.global\.cs\.v4\.[ub]32", ptx))
         stores = len(re.findall(r"st\.global\.cs\.v4\.[ub]32", ptx))
-        unrolled, rest = divmod(loads, 2 + slots)
-        assert unrolled >= 1, variant
-        assert rest == 0, variant
-        assert stores == unrolled * (1 + slots), variant
+        assert (loads, stores) == (2 + slots, 1 + slots), variant
 
 
+@each_way
 def test_multiplication_and_addition_are_not_fused(rule, dtype, architecture):
-    assert all("fma" not in ptx for ptx in fused(rule, dtype, architecture).values())
+    assert all("fma" not in kernel.ptx for kernel in every_kernel(rule, dtype, architecture))
 
 
+@each_way
 def test_registers_hold_everything(rule, dtype, architecture):
-    assert all(".local" not in ptx for ptx in fused(rule, dtype, architecture).values())
+    for kernel in every_kernel(rule, dtype, architecture):
+        assert kernel.local == 0
+        assert ".local" not in kernel.ptx
 
 
+@each_way
 def test_floats_are_computed_in_float_and_doubles_in_double(rule, dtype, architecture):
     foreign = {"float32": r"\.f64\b", "float64": r"\.f32\b"}[dtype]
-    for ptx in fused(rule, dtype, architecture).values():
-        assert not re.search(foreign, ptx)
-        assert not re.search(r"\.approx|\.full", ptx)
+    for kernel in every_kernel(rule, dtype, architecture):
+        assert not re.search(foreign, kernel.ptx)
+        assert not re.search(r"\.approx|\.full", kernel.ptx)
 
 
-def test_the_text_for_strided_arrays_compiles(rule, dtype, architecture, emulated):
-    texts = []
-    for number, variant in enumerate(rules.variants(rule)):
-        kernel = cuda._elementwise(rule.rule, np.dtype(dtype), variant)
-        texts.append(strided_kernel(f"strided_{number}", kernel, len(plan.row_fields(rule.rule))))
-    source = "\n".join([joined("rule", rule.kernel), *texts])
-    ptx = compile_kernels(source, [f"strided_{n}" for n in range(len(texts))], architecture)
-    assert all("fma" not in text for text in ptx.values())
+@each_way
+def test_subnormal_numbers_are_kept(rule, dtype, architecture):
+    assert all(".ftz" not in kernel.ptx for kernel in every_kernel(rule, dtype, architecture))
 
 
-def strided_kernel(name, kernel, scalars):
-    """The function that CuPy makes of an ElementwiseKernel, with plain pointers for its arrays."""
-    (dtype, grad), *constants = kernel.in_params
-    c_type = {"float32": "float", "float64": "double"}[dtype]
-    assert len(constants) == scalars
-    arrays = [array for _, array in kernel.out_params]
-    parameters = [
-        f"const {c_type}* _raw_{grad}",
-        *(f"const {c_type} {constant}" for _, constant in constants),
-        *(f"{c_type}* _raw_{array}" for array in arrays),
-    ]
-    loads = [f"const {c_type} &{grad} = _raw_{grad}[_index];"]
-    loads += [f"{c_type} &{array} = _raw_{array}[_index];" for array in arrays]
-    return (
-        f"__global__ void {name}({', '.join(parameters)}) {{ const long long _index = threadIdx.x;"
-        f" {' '.join(loads)} {kernel.operation}; }}"
-    )
+SPILLS = """
+extern "C" __global__ void __launch_bounds__(1024) spills(float* data) {
+  float at[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) at[i] = data[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 128; ++i) data[i * 1024 + threadIdx.x] = at[i] / at[127 - i];
+}
+"""
+
+
+@every_architecture
+def test_spilled_registers_are_seen_in_the_cubin(architecture):
+    spilling = compile_kernels(SPILLS, ["spills"], architecture)["spills"]
+    assert spilling.registers <= 64
+    assert spilling.local > 0
+    assert ".local" not in spilling.ptx

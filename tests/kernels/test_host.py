@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
 from lucid_gpu.execution import cuda, plan
-from lucid_gpu.optim import Adam
+from lucid_gpu.optim import SGD, Adam
 from tests import rules
+from tests.emulation.machine import Record
 from tests.stepping import Tensor, bits, place, steps
 
 SHAPES = [(), (0,), (1,), (1, 0, 2), (7,), (3, 5), (4, 4), (13, 101), (2, 3, 4), (4099,), (9001,)]
@@ -164,3 +165,29 @@ def test_any_tensors(dtype, accelerator, data):
         for _ in range(data.draw(st.integers(1, 3)))
     ]
     assert_equal_on_both(case.rule, [(case.options, tensors)], accelerator)
+
+
+@every_dtype
+@LENIENT
+@given(data=st.data())
+def test_an_array_at_another_alignment_costs_no_other_array_its_vectors(dtype, emulated, data):
+    size, momentum = data.draw(st.integers(1, 300)), data.draw(st.booleans())
+    grads = [np.ones(size, dtype)] * 2
+    layouts = data.draw(st.tuples(*[st.integers(0, 3)] * 3))
+    param, grad, slot = (place(grads[0], "cuda:0", layout).view for layout in layouts)
+    optimizer = SGD([Parameter(param)], lr=1.0, momentum=0.5 if momentum else 0.0)
+    (own,) = optimizer.param_groups[0]["params"]
+    own.grad = grad
+    if momentum:
+        optimizer.state[own].update(step=1, momentum_buffer=slot)
+    emulated.record = Record()
+    optimizer.step()
+
+    arrays = [param, grad, slot][: 3 if momentum else 2]
+    itemsize = param.dtype.itemsize
+    places = [array.data.ptr for array in arrays]
+    aligned = {*range(len(arrays))} - {*plan.misaligned(places, [itemsize] * len(arrays))}
+    head = -places[min(aligned)] % 16 // itemsize
+    vectors = max(0, size - head) * itemsize // 16
+    assert len(aligned) * 2 > len(arrays) or len({place % 16 for place in places}) == len(arrays)
+    assert emulated.record.vectors == vectors * sum(1 if k == 1 else 2 for k in aligned)

@@ -1,0 +1,146 @@
+"""Launches for arrays that are not contiguous: one kernel per tensor, along its strides.
+
+The record types mirror the structs of ``kernels/strided_step.cuh``, member by member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lucid_gpu.device import kernels
+from lucid_gpu.execution import plan as _plan
+from lucid_gpu.execution.plan import THREADS, TensorGroup
+from lucid_gpu.execution.rule import Rule, Storage
+from lucid_gpu.execution.sources import joined
+
+MAX_RANK = 32
+"""Axes of an array, at most, once neighbours are merged; CuPy's arrays have no more."""
+
+
+class StridedLaunches:
+    """One launch per tensor that is not contiguous."""
+
+    def __init__(self, tensors: TensorGroup) -> None:
+        self._tensors = tensors
+        self._launches = [
+            _Launch(tensors.rule, variant, tensors.storage) for variant in tensors.variants
+        ]
+        self._grads: list[Any] = [None] * len(tensors.params)
+
+    def replace_gradients(self, grads: Sequence[Any]) -> None:
+        """Take other gradients for the next launch; None leaves a tensor out."""
+        self._grads = list(grads)
+
+    def renew(self, tensor: int, arrays: Sequence[Any]) -> None:
+        """Take other arrays of a tensor."""
+        self._tensors.params[tensor], *slots = arrays
+        self._tensors.slots[tensor] = tuple(slots)
+
+    def launch(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+        """Launch all kernels, and let the gradients go."""
+        for i, row in enumerate(row_of.tolist()):
+            if self._grads[i] is not None:
+                self._update(i, rows[row], self._tensors.slots[i] or ())
+        self._grads = [None] * len(self._grads)
+
+    def _update(self, i: int, row: tuple[float, ...], slots: Sequence[Any]) -> None:
+        self._launches[i].run((self._tensors.params[i], self._grads[i], *slots), row)
+
+
+class _Launch:
+    """The launch for one tensor; its layout is worked out again only when strides change."""
+
+    def __init__(self, rule: Rule, variant: Any, storage: Storage) -> None:
+        self._kernel = kernels.kernel(source(rule), kernel_name(rule, variant, storage))
+        record = tensor_record(rule, variant, storage.compute)
+        self._argument = np.zeros((), record)
+        # Named as records, NumPy would describe each member anew at every launch.
+        self._by_value = self._argument.view(f"V{record.itemsize}")
+        self._strides: list[tuple[int, ...]] = []
+
+    def run(self, arrays: Sequence[Any], row: tuple[float, ...]) -> None:
+        """Update a tensor: parameter, gradient, slots."""
+        strides = [array.strides for array in arrays]
+        if strides != self._strides:
+            self._lay_out(arrays[0].shape, strides)
+        self._argument["array"]["data"] = [array.data.ptr for array in arrays]
+        self._argument["row"] = tuple(row)
+        blocks = -(-arrays[0].size // THREADS)
+        if blocks:
+            self._kernel((blocks,), (THREADS,), (self._by_value,))
+
+    def _lay_out(self, shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
+        extents, merged = merge_axes(shape, strides)
+        argument = self._argument
+        argument["size"] = int(np.prod(shape))
+        argument["rank"] = len(extents)
+        argument["extent"][: len(extents)] = extents
+        argument["array"]["stride"][:, : len(extents)] = merged
+        self._strides = strides
+
+
+def tensor_record(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Return the record type of ``StridedTensor`` for a variant that computes in a dtype."""
+    array = np.dtype([("data", "u8"), ("stride", "i8", (MAX_RANK,))])
+    return np.dtype(
+        [
+            ("size", "i8"),
+            ("rank", "i8"),
+            ("extent", "i8", (MAX_RANK,)),
+            ("array", array, (2 + len(rule.used_slots(variant)),)),
+            ("row", _plan.row_record(rule, dtype)),
+        ],
+        align=True,
+    )
+
+
+def kernel_name(rule: Rule, variant: Any, storage: Storage) -> str:
+    """Return the name expression of the kernel for a variant of a rule."""
+    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
+    arrays = storage.compute, storage.param, storage.grad
+    slots = [dtype_of[name] for name in rule.used_slots(variant)]
+    functor = _plan.functor(rule, variant, storage.compute)
+    types = [*map(_plan.c_type, arrays), functor, *map(_plan.c_type, slots)]
+    return f"strided_step<{', '.join(types)}>"
+
+
+def source(rule: Rule) -> str:
+    """Return the text that has the kernels of a rule."""
+    return joined("rule", rule.kernel, "fused_step", "strided_step")
+
+
+def merge_axes(
+    shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the fewest axes along which arrays of one shape can be walked together.
+
+    Axes of one element are left out, the others ordered by the first array's strides, and
+    neighbours merged where every array steps evenly from one to the other.
+
+    Args:
+        shape: of the arrays.
+        strides: of each array, in bytes.
+
+    Returns:
+        The extents of the axes, outermost first, and for each array its strides along them.
+
+    Example:
+        >>> merge_axes((2, 3, 4), [(96, 32, 8), (12, 4, 24)])
+        ([6, 4], [[32, 8], [4, 24]])
+    """
+    extents: list[int] = []
+    columns: list[list[int]] = []
+    axes = [axis for axis, extent in enumerate(shape) if extent != 1]
+    for axis in sorted(axes, key=lambda axis: -abs(strides[0][axis])):
+        extent, column = shape[axis], [own[axis] for own in strides]
+        if columns and columns[-1] == [stride * extent for stride in column]:
+            extents[-1] *= extent
+            columns[-1] = column
+        else:
+            extents.append(extent)
+            columns.append(column)
+    return extents, [[column[k] for column in columns] for k in range(len(strides))]
