@@ -91,12 +91,24 @@ class BackgroundWriter:
         _surface(self._jobs)
 
     def close(self) -> None:
-        """Wait for the job and end the thread, then raise the job's error."""
-        self._is_awaited.set()
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        self.wait()
+        """Wait for the job, end the thread, and raise the job's error."""
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None and not self.is_writing:
+                self._pool.shutdown()
+                self._pool = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a job is running or about to."""
+        return not all(job.done() for job in self._jobs)
+
+    def forget(self) -> None:
+        """Drop the job and the thread: a forked process has neither."""
+        self._jobs.clear()
+        self._pool = None
+        self._is_awaited = threading.Event()
 
     def _rest(self, seconds: float) -> None:
         self._is_awaited.wait(REST * seconds)

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
-from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
-from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    MissingCheckpointError,
+)
 from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.tree import Encoder, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from lucid_gpu.device.arrays import Array
+
+Signature = tuple[tuple[Any, ...], ...]
+"""What the system says about the files of a step; another one means that they were changed."""
 
 
 class Checkpointer:
     """Saves and restores the steps of a run.
 
-    One writer holds the directory at a time, until ``close``; readers need no lock.
+    One writer holds the directory at a time, until ``close``; readers need no lock. Threads may
+    share it. A forked process cannot save with it: it opens its own, once this one is closed.
 
     Args:
         directory: where the checkpoints are; created if missing.
@@ -57,10 +66,15 @@ class Checkpointer:
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
         self._keep = keep
         self._keep_every = keep_every
-        self._complete: dict[int, bool] = {}
+        self._verified: dict[int, tuple[Signature, bool]] = {}
         self._staging = Staging()
         self._writer = BackgroundWriter()
+        self._why_closed = ""
+        self._notes: list[str] = []
+        self._mutex = threading.RLock()
+        self._is_busy = False
         self._lock: int | None = _hold(self.directory)
+        _living.add(self)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -71,6 +85,9 @@ class Checkpointer:
     def save(self, step: int, tree: Any, block: bool = True) -> None:
         """Save ``tree`` as the checkpoint of ``step``, then remove what is no longer kept.
 
+        Once the checkpoint is there, the save has succeeded: old steps that cannot be removed are
+        a warning, and the next save tries again.
+
         Args:
             step: a count below 10**12, greater than that of any valid checkpoint here.
             tree: as for ``lucid_gpu.checkpoint.save``.
@@ -80,27 +97,29 @@ class Checkpointer:
 
         Raises:
             TypeError: the tree holds what a checkpoint cannot, or ``step`` is no int.
-            ValueError: ``step`` is out of range, or the tree is nested too deep.
+            ValueError: ``step`` is out of range, or the tree is too large or nested too deep.
             CheckpointError: a valid checkpoint is as new, or the system could not write, now or
                 in the background save before.
         """
         path = self._path(step)
-        if self._lock is None:
-            raise CheckpointError(f"{self.directory}: this Checkpointer is closed: open another")
-        self.wait()
-        encoder = Encoder()
-        node = encoder.encode(tree)
-        self._make_way(path, step)
-        if block:
-            self._write(path, node, encoder.arrays, step)
-            return
-        arrays, arrived = self._staging.take(encoder.arrays)
+        with self._exclusive("save"):
+            if self._lock is None:
+                raise CheckpointError(f"{self.directory}: {self._why_closed}: open another")
+            self._writer.wait()
+            encoder = Encoder()
+            node = encoder.encode(tree)
+            files.check_size(node, encoder.arrays)
+            self._make_way(path, step)
+            if block:
+                self._write(path, node, encoder.arrays, step)
+                return
+            arrays, arrived = self._staging.take(encoder.arrays)
 
-        def finish(rest: Rest) -> None:
-            arrived()
-            self._write(path, node, arrays, step, rest)
+            def finish(rest: Rest) -> None:
+                arrived()
+                self._write(path, node, arrays, step, rest)
 
-        self._writer.start(finish)
+            self._writer.start(finish)
 
     def restore(self, step: int | None = None, into: Any | None = None) -> Any:
         """Load the newest checkpoint that verifies, or the one of ``step``.
@@ -114,44 +133,75 @@ class Checkpointer:
             The tree.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it is damaged, or does not fit ``into``.
+            CheckpointError: there is no such checkpoint, it is damaged, does not fit ``into``,
+                cannot be read now, or was written by a newer version: the last two say nothing
+                against it, so they never fall back.
         """
-        self._writer.join()
-        if step is not None:
-            return self._load(step, into)
-        reasons = []
-        for newest in reversed(self.steps()):
-            try:
-                tree = self._load(newest, into)
-            except DamagedCheckpointError as error:
-                self._complete[newest] = False
-                reasons.append(str(error))
-                continue
-            for reason in reasons:
-                warnings.warn(f"fell back to step {newest}: {reason}", stacklevel=2)
-            return tree
+        with self._exclusive("restore"):
+            self._writer.join()
+            if step is not None:
+                return self._load(step, into)
+            reasons = []
+            for newest in reversed(self.steps()):
+                try:
+                    tree = self._load(newest, into)
+                except DamagedCheckpointError as error:
+                    self._verified[newest] = (self._signature(newest), False)
+                    reasons.append(str(error))
+                except MissingCheckpointError as error:
+                    reasons.append(str(error))
+                else:
+                    self._notes += [f"fell back to step {newest}: {reason}" for reason in reasons]
+                    return tree
         damage = "; ".join(reasons)
         raise CheckpointError(f"{self.directory} holds no checkpoint that can be used. {damage}")
 
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
-        try:
-            return steps.found_in(self.directory)
-        except OSError as error:
-            raise CheckpointError(f"{self.directory} cannot be listed: {error.strerror}") from error
+        return steps.in_run(self.directory)
 
     def wait(self) -> None:
         """Wait for the background save, and raise its error if it had one."""
-        self._writer.wait()
+        with self._exclusive("wait"):
+            self._writer.wait()
 
     def close(self) -> None:
         """Wait for the background save, raise its error, and release the directory."""
-        try:
-            self._writer.close()
-        finally:
-            if self._lock is not None:
-                durable.unlock(self._lock)
-                self._lock = None
+        with self._exclusive("close"):
+            try:
+                self._writer.close()
+            finally:
+                # An interrupted wait leaves a writer behind, which needs the lock.
+                if self._lock is not None and not self._writer.is_writing:
+                    durable.release(self._lock)
+                    self._lock = None
+                    self._why_closed = "this Checkpointer is closed"
+
+    @contextlib.contextmanager
+    def _exclusive(self, method: str) -> Iterator[None]:
+        """Let one thread in at a time; warn of what happened when it has left without an error."""
+        with self._mutex:
+            if self._is_busy:
+                raise CheckpointError(
+                    f"{self.directory}: {method} was called from within another method of the "
+                    "Checkpointer, by a signal handler or a state_dict: call it between two steps"
+                )
+            self._is_busy = True
+            try:
+                yield
+            finally:
+                self._is_busy = False
+            notes, self._notes = self._notes, []
+        for note in notes:
+            warnings.warn(note, stacklevel=4)
+
+    def _disown(self) -> None:
+        """Leave to the parent process what is its own: its save, its thread, its lock."""
+        self._mutex = threading.RLock()
+        self._is_busy = False
+        self._writer.forget()
+        self._lock = None
+        self._why_closed = "this Checkpointer belongs to the process that forked this one"
 
     def _make_way(self, path: Path, step: int) -> None:
         """Refuse a step that would not be the newest; a damaged one of the same number goes."""
@@ -165,7 +215,7 @@ class Checkpointer:
                     "into another directory"
                 )
             if other == step:
-                self._remove([path.name])
+                self._remove(path.name)
 
     def _write(
         self,
@@ -176,65 +226,96 @@ class Checkpointer:
         rest: Rest = no_rest,
     ) -> None:
         files.write_checkpoint(path, node, arrays, step, rest)
-        self._complete[step] = True
-        self._remove(self._victims(step))
+        self._verified[step] = (self._signature(step), True)
+        assert self._lock is not None
+        try:
+            durable.sweep(self._lock)
+            durable.retire(self._lock, self._victims(step))
+        except (OSError, CheckpointError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._notes.append(
+                f"step {step} was saved, but older ones could not be removed: {reason}; the next "
+                "save tries again"
+            )
 
     def _victims(self, saved: int) -> list[str]:
-        """Return what is complete and not kept; damaged steps neither count nor go."""
-        complete = [step for step in self.steps() if step == saved or self._is_complete(step)]
-        return [
-            self._path(step).name
-            for step in complete[: -self._keep]
-            if step != saved and (self._keep_every is None or step % self._keep_every)
-        ]
+        """Return what is complete and not kept: only what verifies counts as kept."""
+        victims, kept = [], 0
+        for step in reversed(self.steps()):
+            if step == saved:
+                kept += 1
+            elif kept < self._keep:
+                kept += self._counts(step)
+            elif (self._keep_every is None or step % self._keep_every) and self._is_ours(step):
+                victims.append(self._path(step).name)
+        return victims
 
-    def _is_complete(self, step: int) -> bool:
-        """Say whether all of a step but the bytes of its arrays is as written."""
-        if step not in self._complete:
-            try:
-                self._open(step).close()
-                self._complete[step] = True
-            except DamagedCheckpointError:
-                self._complete[step] = False
-        return self._complete[step]
-
-    def _is_valid(self, step: int) -> bool:
-        """Say whether every byte of a step is as written."""
+    def _counts(self, step: int) -> bool:
+        """Say whether a step is known to be valid now."""
         try:
-            with self._open(step) as reader:
-                reader.verify(reader.manifest.tensors)
-        except DamagedCheckpointError as error:
-            # A disk that fails to read says nothing about what is on it.
-            if isinstance(error.__cause__, OSError):
-                raise
+            return self._is_valid(step)
+        except CheckpointError:
+            return False
+
+    def _is_ours(self, step: int) -> bool:
+        """Say whether all of a step but the bytes of its arrays is as written."""
+        if self._verified.get(step) == (self._signature(step), True):
+            return True
+        try:
+            steps.open_step(self.directory, step).close()
+        except CheckpointError:
             return False
         return True
 
-    def _open(self, step: int) -> Reader:
-        reader = Reader(self._path(step))
-        if reader.manifest.step != step:
-            reader.close()
-            raise DamagedCheckpointError(
-                f"{reader.path}: its manifest is of step {reader.manifest.step}: rename it back"
+    def _is_valid(self, step: int) -> bool:
+        """Say whether every byte of a step is as written; False only if it is damaged."""
+        signature = self._signature(step)
+        known = self._verified.get(step)
+        if known is None or known[0] != signature:
+            try:
+                with steps.open_step(self.directory, step) as reader:
+                    reader.verify(reader.manifest.tensors)
+                known = signature, True
+            except DamagedCheckpointError:
+                known = signature, False
+            self._verified[step] = known
+        return known[1]
+
+    def _signature(self, step: int) -> Signature:
+        with contextlib.suppress(OSError), os.scandir(self._path(step)) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            return tuple(
+                (name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+                for name, s in sorted(found)
             )
-        return reader
+        return ()
 
     def _load(self, step: int, into: Any | None) -> Any:
-        with self._open(step) as reader:
+        with steps.open_step(self.directory, step) as reader:
             return files.read_checkpoint(reader, "cpu", into)
 
-    def _remove(self, victims: list[str]) -> None:
+    def _remove(self, name: str) -> None:
         assert self._lock is not None
         try:
-            durable.retire(self._lock, victims)
+            durable.retire(self._lock, [name])
         except OSError as error:
-            names = ", ".join(victims)
             raise CheckpointError(
-                f"{self.directory}: {names} could not be removed: {error.strerror}"
+                f"{self.directory}: the damaged {name} could not be removed: {error.strerror}"
             ) from error
 
     def _path(self, step: int) -> Path:
         return steps.path_of(self.directory, step)
+
+
+_living: weakref.WeakSet[Checkpointer] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for checkpointer in list(_living):
+        checkpointer._disown()  # noqa: SLF001 - a part of the class, which the system calls
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def _hold(directory: Path) -> int:
@@ -242,19 +323,18 @@ def _hold(directory: Path) -> int:
     try:
         durable.make_directories(directory)
         with contextlib.ExitStack() as stack:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(durable.close, descriptor)
-            locked = durable.lock(descriptor)
-            if locked:
-                durable.sweep(descriptor)
+            lock = durable.hold(directory)
+            if lock is not None:
+                stack.callback(durable.release, lock)
+                durable.sweep(lock)
                 stack.pop_all()
     except OSError as error:
         raise CheckpointError(
             f"{directory} cannot be used for checkpoints: {error.strerror}"
         ) from error
-    if not locked:
+    if lock is None:
         raise CheckpointError(
             f"{directory}: another Checkpointer is writing here: close it, use another directory, "
             "or read a checkpoint with lucid_gpu.checkpoint.load"
         )
-    return descriptor
+    return lock

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import describe, dtypes
-from lucid_gpu.checkpoint.tree import Node, child, split
+from lucid_gpu.checkpoint.tree import Node, child, printable, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def _name(reader: Reader, node: Node) -> str:
     if tag == "$array":
         return describe.tensor(reader.manifest.tensors[payload])
     if tag == "$object":
-        return describe.printable(payload["class"])
+        return printable(payload["class"])
     if tag == "$parameter":
         return "a Parameter"
     if not describe.is_plain(node):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_gpu.checkpoint.tree import Decoder, Node, split
+from lucid_gpu.checkpoint.tree import Decoder, Node, printable, shown, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,13 +42,12 @@ def size(nbytes: int) -> str:
 
 def value(node: Node) -> str:
     """Return a plain value as Python writes it, cut to the width of a line."""
-    text = repr(Decoder(_nothing).decode(node))
+    try:
+        text = repr(Decoder(_nothing).decode(node))
+    except ValueError:
+        # Python refuses to write very long integers: the manifest has them in hexadecimal.
+        text = json.dumps(node)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
-
-
-def printable(text: str) -> str:
-    """Return a name as it is, or quoted if it would move the cursor of a terminal."""
-    return text if text.isprintable() else repr(text)
 
 
 def children(node: Node) -> dict[Any, Node] | None:
@@ -96,7 +96,7 @@ def _parts(manifest: Manifest, node: Node, indent: str) -> Iterator[str]:
         yield from _lines(manifest, node, "state", f"{indent}  ")
         return
     for key, part in parts.items():
-        label = f"[{key}]" if type(key) is int else printable(key)
+        label = f"[{shown(key)}]" if type(key) is int else printable(key)
         yield from _lines(manifest, part, label, f"{indent}  ")
 
 

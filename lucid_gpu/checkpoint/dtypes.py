@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any, TypeAlias
@@ -39,6 +40,8 @@ _SAFETENSORS = {
 }
 """The dtypes that safetensors knows; all others are stored as raw bytes (U8)."""
 
+_MAX_DEPTH = 8
+
 _SIMPLE = re.compile(r"[<>|][biufcmMSUV][0-9]{1,10}(\[[0-9]*[a-zA-Z]+\])?")
 
 
@@ -54,7 +57,7 @@ def to_json(dtype: DType) -> Any:
         spelled = _spell(dtype)
         if from_json(spelled) == dtype:
             return spelled
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise TypeError(f"dtype {dtype} has no plain bytes to store: convert the array")
 
@@ -71,9 +74,9 @@ def from_json(spelled: Any) -> DType:
         dtype = npy.descr_to_dtype(_descr(spelled))
         if not dtype.hasobject and dtype.kind != "T" and _spell(dtype) == spelled:
             return dtype
-    except (TypeError, ValueError, OverflowError, MemoryError, RecursionError):
+    except (TypeError, ValueError, OverflowError, MemoryError):
         pass
-    raise ValueError(f"unknown dtype {spelled!r:.100}")
+    raise ValueError(f"unknown dtype {json.dumps(spelled):.100}")
 
 
 def is_extension(dtype: DType) -> bool:
@@ -103,13 +106,15 @@ def _spell_field(field: Any) -> list[Any]:
     return [name, inner, *(list(extent) for extent in shape)]
 
 
-def _descr(spelled: Any) -> Any:
+def _descr(spelled: Any, depth: int = 0) -> Any:
     """Return NumPy's own form of a spelling: JSON has lists where NumPy wants tuples."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"fields are nested more than {_MAX_DEPTH} deep")
     if isinstance(spelled, str) and _SIMPLE.fullmatch(spelled):
         return spelled
     if not isinstance(spelled, list) or not all(isinstance(field, list) for field in spelled):
         raise ValueError("neither a dtype string nor a list of fields")
-    return [(name, _descr(inner), *map(tuple, shape)) for name, inner, *shape in spelled]
+    return [(name, _descr(inner, depth + 1), *map(tuple, shape)) for name, inner, *shape in spelled]
 
 
 def fits_gpu(dtype: DType) -> bool:

@@ -13,7 +13,10 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from lucid_gpu.checkpoint.errors import CheckpointError
 
@@ -23,17 +26,35 @@ if TYPE_CHECKING:
 
 _LEFTOVER = re.compile(r"\.tmp-(.+)-[0-9a-f]{8}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_LONGEST_NAME = 255 - len(".tmp--01234567")
+_ATTEMPTS = 100
+
+_held: set[int] = set()
+"""Descriptors that carry a lock. A forked child lets go of its copies, which would keep the locks
+of this process after its death."""
+
+_forks = threading.RLock()
 
 
 def make_directories(path: Path) -> None:
-    """Create a directory and its missing parents, and make their entries durable."""
-    if path.is_dir():
-        return
-    make_directories(path.parent)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-    with open_directory(path.parent) as parent:
-        os.fsync(parent)
+    """Create a directory and its missing parents, and make the entries of all of them durable.
+
+    Also of those that are there: whoever made them may not have synced them.
+    """
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+    for parent in dict.fromkeys([*_parents(path), *_parents(path.resolve())]):
+        # Who may enter a directory, but not list it, did not make what is in it.
+        with contextlib.suppress(PermissionError), open_directory(parent) as directory:
+            os.fsync(directory)
+
+
+def _parents(path: Path) -> Iterator[Path]:
+    """Yield the parents of a path, as far as they are on the same file system."""
+    for entry, parent in zip([path, *path.parents], path.parents, strict=False):
+        if entry.is_mount():
+            return
+        yield parent
 
 
 @contextlib.contextmanager
@@ -52,20 +73,42 @@ def close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def lock(descriptor: int) -> bool:
-    """Take the lock of an open directory; False when someone else holds it."""
+def hold(path: Path | str, parent: int | None = None) -> int | None:
+    """Open a directory and take its lock, until ``release``; None when someone else holds it."""
+    with _forks:
+        descriptor = os.open(path, _DIRECTORY, dir_fd=parent)
+        _held.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    except BaseException as error:
+        _drop(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
 
 
-def unlock(descriptor: int) -> None:
-    """Release the lock of a directory, also for forked processes that share it, and close it."""
+def release(descriptor: int) -> None:
+    """Release the lock of a directory, also for processes that inherited it, and close it."""
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-    close(descriptor)
+    _drop(descriptor)
+
+
+def _drop(descriptor: int) -> None:
+    with _forks:
+        _held.discard(descriptor)
+        close(descriptor)
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        close(descriptor)
+    _held.clear()
+    _forks.release()
+
+
+os.register_at_fork(before=_forks.acquire, after_in_parent=_forks.release, after_in_child=_let_go)
 
 
 def publish(target: Path, write: Callable[[int], None]) -> None:
@@ -79,17 +122,14 @@ def publish(target: Path, write: Callable[[int], None]) -> None:
         OSError: the system refused a call; nothing appeared.
     """
     with open_directory(target.parent) as parent:
-        working = _working_name(target.name)
-        os.mkdir(working, dir_fd=parent)
+        working, directory = _new_directory(parent, target)
         renamed = False
         try:
-            with open_directory(working, parent) as directory:
-                _hold(directory, target)
-                write(directory)
-                os.fsync(directory)
-                os.rename(working, target.name, src_dir_fd=parent, dst_dir_fd=parent)
-                renamed = True
-                os.fsync(parent)
+            write(directory)
+            os.fsync(directory)
+            os.rename(working, target.name, src_dir_fd=parent, dst_dir_fd=parent)
+            renamed = True
+            os.fsync(parent)
         except BaseException:
             # Nobody was told of a name whose sync failed, and the kernel may have dropped it:
             # another sync would not bring it back, so it is taken back and a new save starts over.
@@ -99,6 +139,33 @@ def publish(target: Path, write: Callable[[int], None]) -> None:
                 else:
                     shutil.rmtree(working, dir_fd=parent)
             raise
+        finally:
+            release(directory)
+
+
+def _new_directory(parent: int, target: Path) -> tuple[str, int]:
+    """Make a directory to write into, and hold it; another process may sweep it before."""
+    for _ in range(_ATTEMPTS):
+        working = _working_name(target.name)
+        os.mkdir(working, dir_fd=parent)
+        directory = None
+        try:
+            directory = hold(working, parent)
+            if directory is not None:
+                there = os.stat(working, dir_fd=parent, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(directory)):
+                    return working, directory
+                release(directory)
+        except FileNotFoundError:
+            if directory is not None:
+                release(directory)
+        except BaseException:
+            if directory is not None:
+                release(directory)
+            with contextlib.suppress(OSError):
+                os.rmdir(working, dir_fd=parent)
+            raise
+    raise CheckpointError(f"{target}: other processes keep cleaning up here: save again")
 
 
 @contextlib.contextmanager
@@ -121,35 +188,65 @@ def write_all(descriptor: int, data: Any) -> None:
 
 
 def retire(parent: int, names: list[str]) -> None:
-    """Remove directories: renamed durably first, so that none is ever seen half removed."""
+    """Remove directories: renamed durably first, so that none is ever seen half removed.
+
+    Raises:
+        OSError: the system refused a call; a directory is there as it was, or its remains are a
+            leftover, for ``sweep``.
+    """
     if not names:
         return
-    working = {name: _working_name(name) for name in names}
-    for name, aside in working.items():
-        os.rename(name, aside, src_dir_fd=parent, dst_dir_fd=parent)
-    os.fsync(parent)
-    for aside in working.values():
+    aside: dict[str, str] = {}
+    try:
+        for name in names:
+            working = _working_name(name)
+            os.rename(name, working, src_dir_fd=parent, dst_dir_fd=parent)
+            aside[name] = working
+        os.fsync(parent)
+    except BaseException:
+        # The kernel may have dropped what it could not sync, and another sync would not bring it
+        # back: only under their old names can they be renamed durably again.
+        for name, working in aside.items():
+            with contextlib.suppress(OSError):
+                os.rename(working, name, src_dir_fd=parent, dst_dir_fd=parent)
+        raise
+    for working in aside.values():
         # Another process may sweep it first.
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(aside, dir_fd=parent)
+            shutil.rmtree(working, dir_fd=parent)
 
 
 def sweep(parent: int, target: str | None = None) -> None:
-    """Remove what dead writers left, of one target or of all."""
-    for name in os.listdir(parent):
-        match = _LEFTOVER.fullmatch(name)
-        if match is None or target not in (None, match[1]):
-            continue
-        # Another process may finish or sweep it first.
-        with contextlib.suppress(OSError), open_directory(name, parent) as leftover:
-            if lock(leftover):
+    """Remove what dead writers left, of one target or of all.
+
+    Raises:
+        OSError: the directory cannot be listed or synced.
+    """
+    with contextlib.ExitStack() as stack:
+        dead = []
+        for name in os.listdir(parent):
+            match = _LEFTOVER.fullmatch(name)
+            if match is None or (target is not None and match[1] != _label(target)):
+                continue
+            # Another process may finish or sweep it first.
+            with contextlib.suppress(OSError):
+                leftover = hold(name, parent)
+                if leftover is not None:
+                    stack.callback(release, leftover)
+                    dead.append(name)
+        if dead:
+            # Whoever renamed it may have died before the sync, and then its old name may return.
+            os.fsync(parent)
+        for name in dead:
+            with contextlib.suppress(OSError):
                 shutil.rmtree(name, dir_fd=parent)
 
 
 def _working_name(name: str) -> str:
-    return f".tmp-{name}-{secrets.token_hex(4)}"
+    return f".tmp-{_label(name)}-{secrets.token_hex(4)}"
 
 
-def _hold(directory: int, target: Path) -> None:
-    if not lock(directory):
-        raise CheckpointError(f"{target}: another process is cleaning up here: save again")
+def _label(name: str) -> str:
+    """Return what stands for a name in those of its leftovers: a digest, if it is too long."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= _LONGEST_NAME else xxhash.xxh3_128_hexdigest(raw)

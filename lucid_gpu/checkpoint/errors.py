@@ -11,4 +11,16 @@ class CheckpointError(Exception):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint is missing, incomplete or not what was written: an older one may do."""
+    """A checkpoint is incomplete or not what was written, for good: an older one may do."""
+
+
+class MissingCheckpointError(CheckpointError):
+    """There is no checkpoint at this path, or it was removed while it was read."""
+
+
+class ForeignCheckpointError(CheckpointError):
+    """What is there was not, or not only, written by this version: it is never deleted."""
+
+
+class UnreadableCheckpointError(CheckpointError):
+    """The system refuses to read now, which says nothing about what is on the disk."""

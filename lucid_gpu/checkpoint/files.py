@@ -31,7 +31,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
 
     Raises:
         TypeError: the tree holds something else; the text says where. Nothing was written.
-        ValueError: the tree is nested too deep, or holds itself. Nothing was written.
+        ValueError: the tree is nested too deep, holds itself, or holds so many plain values that
+            they belong into arrays. Nothing was written.
         CheckpointError: ``path`` exists, or the system could not write. Nothing appeared.
 
     Example:
@@ -44,6 +45,11 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     encoder = Encoder()
     node = encoder.encode(tree)
+    check_size(node, encoder.arrays)
+    try:
+        durable.make_directories(target.parent)
+    except OSError as error:
+        raise _not_saved(target, error) from error
     write_checkpoint(target, node, encoder.arrays, step=None)
 
 
@@ -89,12 +95,22 @@ def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
     if device == "cpu":
         return reader.decode(reader.load(reader.manifest.tensors))
     arrays: dict[str, Array] = {}
-    # One by one: the host may have less memory than the GPU.
-    for name, tensor in reader.manifest.tensors.items():
-        arrays |= reader.load([name])
-        if dtypes.fits_gpu(tensor.dtype):
-            arrays[name] = transfer.copy(arrays[name], device)
+    tensors = reader.manifest.tensors
+    for part in reader.parts(tensors):
+        for name, array in reader.load(part).items():
+            fits = dtypes.fits_gpu(tensors[name].dtype)
+            arrays[name] = transfer.copy(array, device) if fits else array
     return reader.decode(arrays)
+
+
+def check_size(node: Node, arrays: Mapping[str, Array]) -> None:
+    """Raise ``ValueError`` for a tree whose manifest would be too large to be read back."""
+    try:
+        manifest.check_size(manifest.canonical(node), len(arrays))
+    except ValueError as error:
+        raise ValueError(
+            f"tree is too large: {error}: put long lists of numbers into arrays"
+        ) from None
 
 
 def write_checkpoint(
@@ -112,15 +128,18 @@ def write_checkpoint(
     if os.path.lexists(target):
         raise CheckpointError(f"{target} exists: remove it, or save under another name")
     try:
-        durable.make_directories(target.parent)
         with durable.open_directory(target.parent) as parent:
             durable.sweep(parent, target.name)
         durable.publish(target, lambda directory: _write(directory, node, arrays, step, rest))
     except OSError as error:
-        raise CheckpointError(
-            f"{target} was not saved: {error.strerror}: see that the disk has room, works and "
-            "may be written to, and save again"
-        ) from error
+        raise _not_saved(target, error) from error
+
+
+def _not_saved(target: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{target} was not saved: {error.strerror}: see that the disk has room, works and may be "
+        "written to, and save again"
+    )
 
 
 def _write(

@@ -16,9 +16,18 @@ FORMAT = "lucid_gpu.checkpoint"
 VERSION = (1, 0)
 NAME = "manifest.json"
 
+MAX_BYTES = 1 << 28
+MAX_COLLECTIONS = 1 << 22
+"""More than any tree of sense: a file of empty lists takes 50 times its size in memory."""
+
+_TENSOR_BYTES = 512
 _SHARD = re.compile(r"data-[0-9]{5}\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _TOP = ("format", "version", "step", "tree", "tensors", "files")
+
+
+class OtherVersionError(ValueError):
+    """A manifest of another major version, of which nothing else is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Manifest:
             },
             "files": {name: dataclasses.asdict(file) for name, file in self.files.items()},
         }
-        return _canonical(body | {"digest": digest(_canonical(body))})
+        return canonical(body | {"digest": digest(canonical(body))})
 
 
 def from_bytes(raw: bytes) -> Manifest:
@@ -80,16 +89,17 @@ def from_bytes(raw: bytes) -> Manifest:
     Raises:
         ValueError: it is not a manifest, of an unknown version, or not as it was written.
     """
+    check_size(raw)
     try:
         body = json.loads(raw, object_pairs_hook=_unique)
-        canonical = _canonical(body)
+        found = canonical(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not valid JSON: {error}") from None
     if type(body) is not dict or body.get("format") != FORMAT:
         raise ValueError(f"it is not a manifest of format {FORMAT!r}")
-    minor = _check_version(body.get("version"))
     claimed = body.pop("digest", None)
-    if canonical != raw or claimed != digest(_canonical(body)):
+    minor = _check_version(body, claimed)
+    if found != raw or claimed != digest(canonical(body)):
         raise ValueError("its content does not match its own digest")
     if not set(_TOP) <= set(body) or (minor <= VERSION[1] and len(body) != len(_TOP)):
         raise ValueError(f"its fields are {sorted(body)}, not {sorted(_TOP)}")
@@ -103,12 +113,34 @@ def from_bytes(raw: bytes) -> Manifest:
     return Manifest(step, body["tree"], tensors, files)
 
 
+def check_size(raw: bytes, tensors: int = 0) -> None:
+    """Raise ``ValueError`` for a manifest that no memory should be given to.
+
+    Args:
+        raw: the manifest, or its tree alone.
+        tensors: how many entries of tensors, at their longest, are to come on top.
+    """
+    collections = raw.count(b"[") + raw.count(b"{")
+    for what, count, most in (
+        ("bytes", len(raw) + _TENSOR_BYTES * tensors, MAX_BYTES),
+        ("lists and dicts", collections + 2 * tensors, MAX_COLLECTIONS),
+    ):
+        if count > most:
+            raise ValueError(f"it has {count} {what}, and {most} are the most that is read back")
+
+
+def is_shard(name: str) -> bool:
+    """Say whether a file is named as a shard."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def digest(data: Any) -> str:
     """Return the xxh3-128 digest of ``data``, in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """Return the one form in which JSON is written here."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -118,15 +150,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _check_version(version: Any) -> int:
+def _check_version(body: dict[str, Any], claimed: Any) -> int:
+    version = body.get("version")
     if type(version) is not list or len(version) != 2 or not all(map(_is_count, version)):
         raise ValueError(f"version {version!r:.100} is not [major, minor]")
-    if version[0] != VERSION[0]:
-        raise ValueError(
-            f"it has format version {version[0]}.{version[1]}, and this lucid_gpu reads "
-            f"{VERSION[0]}.x: use the lucid_gpu that wrote it"
-        )
-    return int(version[1])
+    if version[0] == VERSION[0]:
+        return int(version[1])
+    if any(
+        claimed == digest(canonical(body | {"version": [VERSION[0], minor]}))
+        for minor in range(VERSION[1] + 1)
+    ):
+        raise ValueError(f"its version was altered to {version[0]}.{version[1]}")
+    raise OtherVersionError(
+        f"it has format version {version[0]}.{version[1]}, and this lucid_gpu reads "
+        f"{VERSION[0]}.x: use the lucid_gpu that wrote it"
+    )
 
 
 def _items(body: dict[str, Any], field: str) -> list[tuple[str, Any]]:

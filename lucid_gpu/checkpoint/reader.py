@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -12,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import durable, manifest, shards
-from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
+from lucid_gpu.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    MissingCheckpointError,
+    UnreadableCheckpointError,
+)
 from lucid_gpu.checkpoint.tree import Decoder, TreeError
 
 if TYPE_CHECKING:
@@ -27,8 +34,17 @@ _SCRATCH_BYTES = 1 << 20
 _BATCH_BYTES = 8 << 20
 """One thread reads at least this much before it takes the next piece of work."""
 
+_PART_BYTES = 64 << 20
+
 _NOTHING = np.empty(0)
+_NOT_OURS = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+"""Errors of opening that tell of a file in place of a directory, of a link, of a socket."""
+
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class _ForeignError(ValueError):
+    """Something is there that no save of this version left."""
 
 
 class Reader:
@@ -38,11 +54,15 @@ class Reader:
         path: the directory of the checkpoint.
 
     Raises:
-        DamagedCheckpointError: it is no checkpoint, or not what was written.
+        DamagedCheckpointError: it is not what was written.
+        MissingCheckpointError: there is none.
+        ForeignCheckpointError: it is of a newer version, or holds files that are not its own.
+        UnreadableCheckpointError: the system refuses to read now.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._directory: int | None = None
         self._scratch = threading.local()
         with contextlib.ExitStack() as stack, self._named(""):
             self._directory = stack.enter_context(durable.open_directory(path))
@@ -51,6 +71,7 @@ class Reader:
                 self._check_tree()
             self._check_listing()
             self._offsets = self._check_headers()
+            self._order = {name: place for place, name in enumerate(self._offsets)}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Reader:
@@ -91,6 +112,23 @@ class Reader:
         self.read(arrays)
         return arrays
 
+    def parts(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """Divide tensors into lists to be loaded one after the other.
+
+        The host may have less memory than what they go to, so a part is as much as keeps the
+        threads busy, or one larger tensor.
+        """
+        part: list[str] = []
+        room = _PART_BYTES
+        for name in sorted(names, key=self._order.__getitem__):
+            if part and self.manifest.tensors[name].nbytes > room:
+                yield part
+                part, room = [], _PART_BYTES
+            part.append(name)
+            room -= self.manifest.tensors[name].nbytes
+        if part:
+            yield part
+
     def decode(self, arrays: Mapping[str, Array]) -> Any:
         """Return the tree, with these arrays in it."""
         return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
@@ -118,9 +156,8 @@ class Reader:
         """Group neighbours in a file: to open it takes as long as to read a small tensor."""
         batches: list[tuple[str, list[str]]] = []
         room = 0
-        for name, tensor in self.manifest.tensors.items():
-            if name not in names:
-                continue
+        for name in sorted(names, key=self._order.__getitem__):
+            tensor = self.manifest.tensors[name]
             if room <= 0 or batches[-1][0] != tensor.file:
                 batches.append((tensor.file, []))
                 room = _BATCH_BYTES
@@ -133,20 +170,43 @@ class Reader:
         """Turn what goes wrong inside into an error that says where."""
         try:
             yield
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, MemoryError) as error:
             place = f" ({self._place(name)})" if name is not None else ""
-            reason = getattr(error, "strerror", None) or error
-            raise DamagedCheckpointError(
-                f"{self.path / file}{place}: {reason}. Restore another checkpoint, or a copy of "
-                "this one"
-            ) from error
+            reason = getattr(error, "strerror", None) or error or "no memory is left"
+            kind, remedy = self._kind(error)
+            raise kind(f"{self.path / file}{place}: {reason}. {remedy}") from error
+
+    def _kind(self, error: Exception) -> tuple[type[CheckpointError], str]:
+        """Return what an error says about the checkpoint, and what to do."""
+        if self._is_gone():
+            return MissingCheckpointError, "It was removed, or never was: look for another"
+        if isinstance(error, _ForeignError | manifest.OtherVersionError):
+            return ForeignCheckpointError, "What is no part of it belongs elsewhere"
+        if isinstance(error, OSError) and error.errno in _NOT_OURS:
+            return ForeignCheckpointError, "A checkpoint is a directory of regular files"
+        if isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        ):
+            remedy = "That may pass: see that the disk works, and what this process is allowed"
+            return UnreadableCheckpointError, remedy
+        return DamagedCheckpointError, "Restore another checkpoint, or a copy of this one"
+
+    def _is_gone(self) -> bool:
+        """Say whether the path does not lead to the directory that is, or was to be, read."""
+        try:
+            there = self.path.stat()
+            return self._directory is not None and not os.path.samestat(
+                there, os.fstat(self._directory)
+            )
+        except OSError as error:
+            return error.errno == errno.ENOENT
 
     @contextlib.contextmanager
     def _open(self, file: str) -> Iterator[int]:
         descriptor = os.open(file, _OPEN, dir_fd=self._directory)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("it is not a regular file")
+                raise _ForeignError("it is not a regular file")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -154,10 +214,15 @@ class Reader:
     def _read_manifest(self) -> bytes:
         try:
             with self._open(manifest.NAME) as descriptor:
-                buffer = bytearray(os.fstat(descriptor).st_size)
+                size = os.fstat(descriptor).st_size
+                if size > manifest.MAX_BYTES:
+                    raise ValueError(f"it has {size} bytes, more than any manifest")
+                buffer = bytearray(size)
                 shards.read_exactly(descriptor, 0, memoryview(buffer))
         except FileNotFoundError:
-            raise ValueError(
+            # Without a manifest, the names alone tell the rest of a checkpoint from other things.
+            own = all(map(manifest.is_shard, self._names()))
+            raise (ValueError if own else _ForeignError)(
                 "it is missing, so this is no checkpoint; those of a run are its steps"
             ) from None
         return bytes(buffer)
@@ -189,12 +254,15 @@ class Reader:
         return paths[0]
 
     def _check_listing(self) -> None:
-        found = set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path
+        found = self._names()
         listed = {manifest.NAME, *self.manifest.files}
         for name in sorted(found - listed):
-            raise ValueError(f"{name!r:.100} is there, but the manifest does not list it")
+            raise _ForeignError(f"{name!r:.100} is there, but the manifest does not list it")
         for name in sorted(listed - found):
             raise ValueError(f"{name!r:.100} is missing")
+
+    def _names(self) -> set[str]:
+        return set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path
 
     def _check_headers(self) -> dict[str, int]:
         """Check the size and header of every shard, and return where each tensor begins."""

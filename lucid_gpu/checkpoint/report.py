@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lucid_gpu.checkpoint import compare, describe, manifest, steps
-from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    MissingCheckpointError,
+)
 from lucid_gpu.checkpoint.reader import Reader
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
           lr: 0.1
     """
     try:
-        with Reader(_newest(Path(path))) as reader:
+        with _open_newest(Path(path)) as reader:
             lines = [_summary(reader), *describe.tree(reader.manifest)]
     except CheckpointError as error:
         return Report(str(error), 1)
@@ -68,17 +72,25 @@ def verify(path: str | os.PathLike[str]) -> Report:
         1
     """
     directory = Path(path)
-    paths = [steps.path_of(directory, step) for step in _steps(directory)] or [directory]
-    lines, exit_code = [], 0
-    for checkpoint in paths:
-        try:
-            with Reader(checkpoint) as reader:
-                reader.verify(reader.manifest.tensors)
-                lines.append(f"ok: {_summary(reader)}")
-        except CheckpointError as error:
-            lines.append(f"DAMAGED: {error}")
-            exit_code = 1
+    lines: list[str] = []
+    exit_code = 0
+    while not lines:
+        found = _steps(directory)
+        for checkpoint in [steps.path_of(directory, step) for step in found] or [directory]:
+            try:
+                with Reader(checkpoint) as reader:
+                    reader.verify(reader.manifest.tensors)
+                    lines.append(f"ok: {_summary(reader)}")
+            except CheckpointError as error:
+                # A writer may remove old steps at any time, once there are newer ones.
+                if not (found and isinstance(error, MissingCheckpointError)):
+                    lines.append(f"{_verdict(error)}: {error}")
+                    exit_code = 1
     return Report("\n".join(lines), exit_code)
+
+
+def _verdict(error: CheckpointError) -> str:
+    return "DAMAGED" if isinstance(error, DamagedCheckpointError) else "NOT VERIFIED"
 
 
 def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Report:
@@ -103,7 +115,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Repor
         tree['epoch']: 1 became 2
     """
     try:
-        with Reader(_newest(Path(before))) as old, Reader(_newest(Path(after))) as new:
+        with _open_newest(Path(before)) as old, _open_newest(Path(after)) as new:
             lines = list(compare.differences(old, new))
     except CheckpointError as error:
         return Report(str(error), 2)
@@ -121,9 +133,15 @@ def _summary(reader: Reader) -> str:
     )
 
 
-def _newest(path: Path) -> Path:
-    found = _steps(path)
-    return steps.path_of(path, found[-1]) if found else path
+def _open_newest(path: Path) -> Reader:
+    while True:
+        found = _steps(path)
+        try:
+            return Reader(steps.path_of(path, found[-1]) if found else path)
+        except MissingCheckpointError:
+            # A writer may have removed it; then there is a newer one.
+            if not found:
+                raise
 
 
 def _steps(path: Path) -> list[int]:

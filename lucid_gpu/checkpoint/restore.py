@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from lucid_gpu.checkpoint.errors import CheckpointError, DamagedCheckpointError
-from lucid_gpu.checkpoint.tree import Decoder, Node, child, is_stateful, split
+from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.tree import (
+    Decoder,
+    Node,
+    child,
+    is_stateful,
+    printable,
+    shown,
+    split,
+)
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
@@ -52,9 +60,9 @@ class _Restore:
             self._fill()
         except BaseException as error:
             undone = undo()
-            if not isinstance(error, DamagedCheckpointError):
+            if not isinstance(error, CheckpointError):
                 raise
-            raise DamagedCheckpointError(
+            raise type(error)(
                 f"{error}. It was sound a moment ago, so arrays in `into` may be half restored"
                 f"{undone}"
             ) from error
@@ -97,7 +105,10 @@ class _Restore:
         if set(saved) != set(target):
             missing = [key for key in saved if key not in target]
             extra = [key for key in target if key not in saved]
-            self._refuse(path, f"the target lacks the keys {missing}, and only it has {extra}")
+            self._refuse(
+                path,
+                f"the target lacks the keys {_listed(missing)}, and only it has {_listed(extra)}",
+            )
         parts = {key: self._match(saved[key], target[key], child(path, key)) for key in target}
         return lambda: {key: build() for key, build in parts.items()}
 
@@ -117,12 +128,13 @@ class _Restore:
 
     def _match_object(self, node: Node, target: Any, path: str) -> Build:
         tag, payload = split(node)
-        saved = payload["class"] if tag == "$object" else _kind(node)
-        if tag != "$object" or saved != type(target).__name__:
+        saved = payload["class"] if tag == "$object" else None
+        if saved != type(target).__name__:
             self._refuse(
                 path,
-                f"the checkpoint has {saved}, and the target is a {type(target).__name__}: load "
-                "it without `into`, and hand over what fits with load_state_dict",
+                f"the checkpoint has {printable(saved or _kind(node))}, and the target is a "
+                f"{type(target).__name__}: load it without `into`, and hand over what fits with "
+                "load_state_dict",
             )
         Decoder(self._want).decode(payload["state"], path)
         self._objects.append((target, payload["state"], path))
@@ -134,7 +146,7 @@ class _Restore:
             self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a Parameter")
         name = self._decoder.decode(payload["name"], path)
         if None not in (name, target.name) and name != target.name:
-            self._refuse(path, f"{name!r} was saved, and the target is named {target.name!r}")
+            self._refuse(path, f"{shown(name)} was saved, and the target is named {target.name!r}")
         data_tag, data = split(payload["data"])
         if (data_tag != "$array") is not target.is_text:
             holds = ("text", "an array") if data_tag != "$array" else ("an array", "text")
@@ -198,20 +210,26 @@ class _Restore:
 
     def _fill(self) -> None:
         """Read every array into its place: straight into contiguous host memory."""
-        direct = {
-            name: next((t for t in targets if _is_plain(t)), None)
-            for name, targets in self._targets.items()
-        }
-        self._reader.read({name: array for name, array in direct.items() if array is not None})
+        direct: dict[str, Array] = {}
+        staged = []
         for name, targets in self._targets.items():
-            source = direct[name]
-            if source is None:
-                source = self._fresh.get(name)
-            if source is None:
-                source = self._reader.load([name])[name]
-            for target in targets:
-                if target is not source:
-                    transfer.copy_into(target, source)
+            plain = next((target for target in targets if _is_plain(target)), None)
+            if plain is not None:
+                direct[name] = plain
+            elif name not in self._fresh:
+                staged.append(name)
+        self._reader.read(direct)
+        for name in self._targets:
+            self._spread(name, direct.get(name, self._fresh.get(name)))
+        for part in self._reader.parts(staged):
+            for name, source in self._reader.load(part).items():
+                self._spread(name, source)
+
+    def _spread(self, name: str, source: Array | None) -> None:
+        """Copy what was read of an array into its other places."""
+        for target in self._targets[name]:
+            if source is not None and target is not source:
+                transfer.copy_into(target, source)
 
     def _refuse(self, path: str, why: str) -> NoReturn:
         raise CheckpointError(f"{self._reader.path}: {path}: {why}")
@@ -236,3 +254,8 @@ def _kind(node: Node) -> str:
     tag, _ = split(node)
     name = type(node).__name__ if tag is None else tag.removeprefix("$")
     return f"{'an' if name[0] in 'aio' else 'a'} {name}"
+
+
+def _listed(keys: list[Any]) -> str:
+    more = ", …" if len(keys) > 10 else ""
+    return f"[{', '.join(map(shown, keys[:10]))}{more}]"

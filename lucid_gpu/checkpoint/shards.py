@@ -139,11 +139,34 @@ def _write_array(descriptor: int, array: Array, rest: Rest) -> str:
 
 
 def _pieces(array: Array) -> Iterator[memoryview]:
-    """Yield the bytes of an array in C order: safetensors knows no other."""
+    """Yield the bytes of an array in C order, which safetensors wants, as pieces.
+
+    Each is a copy, valid until the next one is asked for: what is written is what was hashed, even
+    if somebody changes the array meanwhile.
+    """
     if is_cupy(array):
         yield from (piece.data for piece in transfer.host_chunks(array))
         return
-    # ascontiguousarray would turn a 0-d array into a 1-d one.
-    memory = as_bytes(np.asarray(array, order="C"))
-    for start in range(0, len(memory), PIECE_BYTES):
-        yield memory[start : start + PIECE_BYTES]
+    if array.nbytes == 0:
+        return
+    count = max(1, min(PIECE_BYTES, array.nbytes) // array.itemsize)
+    copy = np.empty(count * array.itemsize, np.uint8)
+    for chunk in _chunks(array, count):
+        piece = copy[: chunk.nbytes]
+        piece.view(chunk.dtype)[...] = chunk
+        yield piece.data
+
+
+def _chunks(array: np.ndarray[Any, Any], count: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the elements in C order, ``count`` at a time, without a copy of the whole."""
+    if array.flags.c_contiguous:
+        memory = array.reshape(-1).view(np.uint8)
+        step = count * array.itemsize
+        yield from (memory[start : start + step] for start in range(0, len(memory), step))
+        return
+    # As opaque elements: the iterator knows no dtypes of other packages.
+    opaque: Any = array.view(f"V{array.itemsize}")
+    with np.nditer(
+        opaque, flags=["external_loop", "buffered"], order="C", buffersize=count
+    ) as chunks:
+        yield from chunks

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import inspect
+import json
 import math
 import struct
+import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -18,7 +21,7 @@ from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 Node: TypeAlias = Any
 """What JSON can hold: the encoded form of a tree."""
@@ -83,7 +86,11 @@ class Encoder:
     def _dict(self, value: dict[Any, Any], path: str, depth: int) -> Node:
         for key in value:
             if type(key) is not str and type(key) is not int:
-                raise TypeError(f"{path} has the key {key!r}: a checkpoint holds str and int keys")
+                raise TypeError(
+                    f"{path} has the key {shown(key)}: a checkpoint holds str and int keys"
+                )
+        if _collide(value):
+            raise ValueError(f"{path} has int keys that collide: keep them in a list of pairs")
         children = {k: self.encode(v, child(path, k), depth) for k, v in value.items()}
         if all(type(key) is str and key[:1] != "$" and _is_unicode(key) for key in value):
             return children
@@ -161,7 +168,7 @@ class Decoder:
 
     def __init__(self, resolve: Callable[[str, str], Array]) -> None:
         self._resolve = resolve
-        self._parameters: dict[int, Parameter] = {}
+        self._parameters: dict[int, tuple[Any, Parameter]] = {}
 
     def decode(self, node: Node, path: str = "tree", depth: int = 0) -> Any:
         """Return the tree of ``node``; objects come back as their plain state dict."""
@@ -188,9 +195,12 @@ class Decoder:
 
     def pairs(self, payload: Any, path: str) -> dict[Any, Node]:
         """Return the keys and nodes of a ``$dict``."""
-        pairs = {self.decode(key, path): node for key, node in payload}
-        if len(pairs) != len(payload) or not all(type(key) in (str, int) for key in pairs):
-            raise TreeError(f"{path}: a dict key is a duplicate, or neither str nor int")
+        keys = [self.decode(key, path) for key, _ in payload]
+        if not all(type(key) in (str, int) for key in keys) or _collide(keys):
+            raise TreeError(f"{path}: a dict key is neither str nor int, or the keys collide")
+        pairs = dict(zip(keys, (node for _, node in payload), strict=True))
+        if len(pairs) != len(payload):
+            raise TreeError(f"{path}: a dict key is a duplicate")
         return pairs
 
     def _dict(self, payload: Any, path: str, depth: int) -> dict[Any, Any]:
@@ -231,15 +241,23 @@ class Decoder:
 
     def _parameter(self, payload: Any, path: str, depth: int) -> Parameter:
         number = payload["id"]
-        if number not in self._parameters:
-            data = self.decode(payload["data"], f"{path}.data", depth)
-            if type(payload["requires_grad"]) is not bool:
-                raise TypeError
-            if type(data) is not str and not is_array(data):
-                raise TypeError
-            name = self.decode(payload["name"], path)
-            self._parameters[number] = Parameter(data, payload["requires_grad"], name)
-        return self._parameters[number]
+        if type(number) is not int or not 0 <= number < EXACT:
+            raise TypeError
+        if number in self._parameters:
+            first, parameter = self._parameters[number]
+            # Compared as text: in Python, 1 equals True.
+            if json.dumps(first) != json.dumps(payload):
+                raise TreeError(f"{path}: parameter {number} is here another than before")
+            return parameter
+        data = self.decode(payload["data"], f"{path}.data", depth)
+        if type(payload["requires_grad"]) is not bool:
+            raise TypeError
+        if type(data) is not str and not is_array(data):
+            raise TypeError
+        name = self.decode(payload["name"], path)
+        parameter = Parameter(data, payload["requires_grad"], name)
+        self._parameters[number] = payload, parameter
+        return parameter
 
     def _object(self, payload: Any, path: str, depth: int) -> Any:
         if type(payload["class"]) is not str:
@@ -269,7 +287,28 @@ def split(node: Node) -> tuple[str | None, Any]:
 
 def child(path: str, key: str | int) -> str:
     """Return the path of one part of a collection; long keys are cut."""
-    return f"{path}[{key!r:.100}]"
+    return f"{path}[{shown(key)}]"
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut to 100 characters; a very long int in hexadecimal."""
+    is_long = type(value) is int and value.bit_length() > EXACT.bit_length() ** 2
+    return f"{hex(value) if is_long else repr(value):.100}"
+
+
+def printable(text: str) -> str:
+    """Return a name as it is, or quoted if it would move the cursor of a terminal."""
+    return text if text.isprintable() else repr(text)
+
+
+def _collide(keys: Collection[Any]) -> bool:
+    """Say whether so many int keys have one hash that a dict of them takes quadratic time."""
+    hashes = [hash(key) for key in keys if type(key) is int and abs(key) >= _LEAST_COLLISION]
+    return len(hashes) > _MOST_COLLISIONS and max(Counter(hashes).values()) > _MOST_COLLISIONS
+
+
+_LEAST_COLLISION = sys.hash_info.modulus
+_MOST_COLLISIONS = 100
 
 
 def is_stateful(value: Any) -> bool:

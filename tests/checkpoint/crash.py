@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import warnings
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,11 @@ def _save(directory: Path, connection: Connection) -> None:
     connection.recv_bytes()
     outcome = b""
     try:
-        with Checkpointer(directory, keep=2) as checkpointer:
-            checkpointer.save(3, tree(3))
-            outcome = b"saved"
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with Checkpointer(directory, keep=2) as checkpointer:
+                checkpointer.save(3, tree(3))
+                outcome = b"saved, and told" if told else b"saved"
     except CheckpointError as error:
         outcome = outcome or f"refused: {error}".encode()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it

@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import math
 import os
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = 0
+OUTSIDE = -1
+"""The inode that stands for every directory above the root, to which nothing happens."""
+
 WRITE_FATES = ("kept", "lost", "torn", "zeroed")
 ENTRY_FATES = ("kept", "lost")
 MAX_FATES = 64
+
+
+class Killed(BaseException):
+    """The end of a program in the middle of a call."""
 
 
 @dataclass
@@ -43,12 +52,14 @@ class Recorder:
 
     Args:
         root: an existing directory; what is in it is taken to be safely on disk.
-        fail_sync: which sync of the directory ``fail_in`` fails with EIO, counted from 1.
+        fail_after: a pattern: the first sync of a directory whose last change made a name that it
+            matches fails with EIO.
+        kill: that sync ends the program instead: until ``revive``, no call does anything.
     """
 
     root: Path
-    fail_in: str = ""
-    fail_sync: int = 0
+    fail_after: str = "(?!)"
+    kill: bool = False
     ops: list[Op] = field(default_factory=list)
     acknowledged: dict[int, int] = field(default_factory=dict)
     initial: dict[int, Any] = field(default_factory=dict)
@@ -57,7 +68,7 @@ class Recorder:
         self._count = itertools.count()
         self._live: dict[int, dict[str, int] | str] = {}
         self._descriptors: dict[int, int] = {}
-        self._syncs = 0
+        self._is_killed = self._has_failed = False
         self._scan(self.root)
         self._real = {name: getattr(os, name) for name in self._patches()}
 
@@ -72,9 +83,23 @@ class Recorder:
                 stack.enter_context(mock.patch.object(os, name, patch))
             yield
 
+    def revive(self) -> None:
+        """Let another program begin where one was killed."""
+        self._is_killed = False
+
     def _patches(self) -> dict[str, Any]:
-        names = ("open", "close", "mkdir", "write", "fsync", "rename", "unlink", "rmdir")
-        return {name: getattr(self, f"_{name}") for name in names}
+        names = ("open", "mkdir", "write", "fsync", "rename", "unlink", "rmdir")
+        patches = {name: self._mortal(getattr(self, f"_{name}")) for name in names}
+        return {**patches, "close": self._close}
+
+    def _mortal(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def alive(*args: Any, **kwargs: Any) -> Any:
+            if self._is_killed:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return alive
 
     def _scan(self, path: Path) -> int:
         inode = next(self._count)  # the root comes first
@@ -105,6 +130,8 @@ class Recorder:
         if place is None:
             if Path(path) == self.root:
                 self._descriptors[descriptor] = ROOT
+            elif Path(path) in self.root.parents:
+                self._descriptors[descriptor] = OUTSIDE
             return descriptor
         directory, name = place
         if flags & os.O_CREAT:
@@ -143,13 +170,21 @@ class Recorder:
         if descriptor not in self._descriptors:
             return
         inode = self._descriptors[descriptor]
-        if self.fail_in and inode == self._place(self.root / self.fail_in / "x", None)[0]:
-            self._syncs += 1
-        failed = bool(self.fail_in) and self._syncs == self.fail_sync
-        self.ops.append(Op("fsync", inode, failed=failed))
-        if failed:
-            self._syncs += 1
+        fails = not self._has_failed and self._made_by_last_change(inode, self.fail_after)
+        if fails and self.kill:
+            self._is_killed = self._has_failed = True
+            raise Killed
+        self.ops.append(Op("fsync", inode, failed=fails))
+        if fails:
+            self._has_failed = True
             raise OSError(errno.EIO, "Input/output error")
+
+    def _made_by_last_change(self, inode: int, pattern: str) -> bool:
+        changes = [op.change for op in self.ops if op.inode == inode and op.change is not None]
+        if not changes or changes[-1][0] not in ("add", "move"):
+            return False
+        name = changes[-1][1 if changes[-1][0] == "add" else 2]
+        return re.fullmatch(pattern, name) is not None
 
     def _rename(self, old: Any, new: Any, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         self._real["rename"](old, new, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu.checkpoint import Checkpointer, CheckpointError, load, save
+from tests.checkpoint import forge
 from tests.checkpoint.stateful import Stateful
 
 
@@ -127,6 +128,131 @@ def test_a_step_found_damaged_by_a_restore_no_longer_counts(tmp_path):
             checkpointer.restore()
         checkpointer.save(3, np.full(3, 3))
         assert checkpointer.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_step_of_which_a_bit_flipped_does_not_count(tmp_path, reopened):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpointer.save(step, np.full(3, step))
+    damage_array(tmp_path, 2)
+    if reopened:
+        checkpointer.close()
+        checkpointer = Checkpointer(tmp_path, keep=2)
+    checkpointer.save(3, np.full(3, 3))
+    assert checkpointer.steps() == [1, 2, 3]
+    checkpointer.close()
+
+
+def test_a_damaged_step_above_does_not_cost_the_one_just_saved(tmp_path):
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(20, np.full(3, 20))
+        damage_array(tmp_path, 20)
+        checkpointer.save(15, np.full(3, 15))
+        assert checkpointer.steps() == [15, 20]
+        assert load(tmp_path / "step-000000000015").tolist() == [15] * 3
+
+
+def raise_version(directory, step):
+    forge.rewrite(directory / f"step-{step:012d}", lambda body: body.update(version=[2, 0]))
+
+
+def add_file(directory, step):
+    (directory / f"step-{step:012d}" / ".DS_Store").write_bytes(b"mine")
+
+
+def replace_by_link(directory, step):
+    shard = directory / f"step-{step:012d}" / "data-00000.safetensors"
+    shard.rename(directory / "elsewhere")
+    shard.symlink_to(directory / "elsewhere")
+
+
+def use_the_name(directory, step):
+    path = directory / f"step-{step:012d}"
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "notes.txt").write_bytes(b"mine")
+
+
+def exchange_names(directory, step):
+    path = directory / f"step-{step:012d}"
+    shutil.rmtree(path)
+    shutil.copytree(directory / "step-000000000001", path)
+
+
+FOREIGN = [raise_version, add_file, replace_by_link, use_the_name, exchange_names]
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_what_is_foreign_is_never_removed(tmp_path, change):
+    with Checkpointer(tmp_path, keep=1, keep_every=1) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, np.full(3, step))
+    change(tmp_path, 2)
+    before = sorted(tmp_path.glob("step-000000000002/*"))
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        with pytest.raises(CheckpointError, match="step-000000000002"):
+            checkpointer.save(2, {"step": 2})
+        checkpointer.save(3, {"step": 3})
+        assert checkpointer.steps() == [2, 3]
+        assert sorted(tmp_path.glob("step-000000000002/*")) == before
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_what_is_foreign_is_not_passed_over_by_a_restore(tmp_path, change):
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, np.full(3, step))
+        change(tmp_path, 2)
+        with pytest.raises(CheckpointError, match="step-000000000002"):
+            checkpointer.restore()
+
+
+def test_a_bit_flip_in_the_version_is_damage_and_no_newer_version(tmp_path):
+    saved(tmp_path, [1, 2])
+    path = tmp_path / "step-000000000002" / "manifest.json"
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"version":[1,', b'"version":[3,'))
+    with Checkpointer(tmp_path) as checkpointer, pytest.warns(UserWarning, match="was altered"):
+        assert checkpointer.restore() == {"step": 1}
+
+
+@pytest.mark.parametrize("call", ["open", "preadv"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_what_cannot_be_read_now_never_falls_back(tmp_path, monkeypatch, call, number):
+    real = getattr(os, call)
+
+    def refuse(*arguments, **options):
+        if call == "preadv" or options.get("dir_fd") is not None:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **options)
+
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, np.full(3, step))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            with pytest.raises(CheckpointError, match=rf"0002/.*{os.strerror(number)}.*may pass"):
+                checkpointer.restore()
+        assert checkpointer.restore().tolist() == [2] * 3
+
+
+def test_steps_that_cannot_be_read_now_are_neither_counted_nor_removed(tmp_path, monkeypatch):
+    saved(tmp_path, [1, 2, 3], keep=3)
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", full_disk)
+            checkpointer.save(4, {"step": 4})
+        assert checkpointer.steps() == [1, 2, 3, 4]
+        checkpointer.save(5, {"step": 5})
+        assert checkpointer.steps() == [4, 5]
+
+
+def test_a_huge_manifest_is_damage(tmp_path):
+    saved(tmp_path, [1, 2])
+    os.truncate(tmp_path / "step-000000000002" / "manifest.json", 1 << 43)
+    with Checkpointer(tmp_path) as checkpointer, pytest.warns(UserWarning, match="more than any"):
+        assert checkpointer.restore() == {"step": 1}
 
 
 def test_a_damaged_step_is_replaced_by_a_save_of_the_same_step(tmp_path):
@@ -294,13 +420,45 @@ def test_a_failed_sync_of_the_directory_takes_the_checkpoint_back(tmp_path, monk
         assert checkpointer.restore() == {"step": 1}
 
 
-def test_old_steps_that_cannot_be_removed_are_an_error_after_the_save(tmp_path, monkeypatch):
+@pytest.mark.parametrize("block", [True, False], ids=["blocking", "background"])
+def test_old_steps_that_cannot_be_removed_are_a_warning_after_the_save(
+    tmp_path, monkeypatch, block
+):
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(1, {"step": 1})
-        monkeypatch.setattr(shutil, "rmtree", full_disk)
-        with pytest.raises(CheckpointError, match=r"step-000000000001 could not be removed"):
-            checkpointer.save(2, {"step": 2})
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", full_disk)
+            with pytest.warns(UserWarning, match=r"step 2 was saved, but older.*No space left"):
+                save_and_wait(checkpointer, 2, block)
         assert checkpointer.restore() == {"step": 2}
+
+
+def save_and_wait(checkpointer, step, block):
+    checkpointer.save(step, {"step": step}, block=block)
+    checkpointer.wait()
+
+
+@pytest.mark.parametrize("call", ["rmtree", "rename"])
+def test_a_removal_that_failed_is_done_by_the_next_save(tmp_path, monkeypatch, call):
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, {"step": 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(*((shutil, call, full_disk) if call == "rmtree" else failing_rename()))
+            with pytest.warns(UserWarning, match="could not be removed"):
+                checkpointer.save(2, {"step": 2})
+        checkpointer.save(3, {"step": 3})
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000000000003"]
+
+
+def failing_rename():
+    rename = os.rename
+
+    def refuse_removal(old, new, **options):
+        if new.startswith(".tmp-"):
+            full_disk()
+        rename(old, new, **options)
+
+    return os, "rename", refuse_removal
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
