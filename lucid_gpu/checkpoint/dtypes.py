@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any, TypeAlias
@@ -76,7 +75,9 @@ def from_json(spelled: Any) -> DType:
             return dtype
     except (TypeError, ValueError, OverflowError, MemoryError):
         pass
-    raise ValueError(f"unknown dtype {json.dumps(spelled):.100}")
+    # What is nested deep cannot be written into a text.
+    shown = repr(spelled) if isinstance(spelled, str) else "of malformed fields"
+    raise ValueError(f"unknown dtype {shown:.100}")
 
 
 def is_extension(dtype: DType) -> bool:

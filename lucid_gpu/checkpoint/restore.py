@@ -13,6 +13,7 @@ from lucid_gpu.checkpoint.tree import (
     Node,
     child,
     is_stateful,
+    offers_copy,
     printable,
     shown,
     split,
@@ -45,6 +46,7 @@ class _Restore:
         self._objects: list[tuple[Any, Node, str]] = []
         self._settings: list[tuple[Parameter, bool, str | None]] = []
         self._wanted: set[str] = set()
+        self._returned: set[str] = set()
         self._fresh: dict[str, Array] = {}
         self._decoder = Decoder(lambda name, _: self._fresh[name])
 
@@ -55,6 +57,8 @@ class _Restore:
         states = [
             (obj, self._decoder.decode(node, path), path) for obj, node, path in self._objects
         ]
+        # What only objects hold is theirs now, to let go of.
+        self._fresh = {name: self._fresh[name] for name in self._returned & set(self._fresh)}
         undo = self._load_objects(states)
         try:
             self._fill()
@@ -94,7 +98,7 @@ class _Restore:
                 f"the checkpoint has {_kind(node)}, and the target is a "
                 f"{type(target).__name__}: put None there to take what was saved",
             )
-        Decoder(self._want).decode(node, path)
+        Decoder(self._want_back).decode(node, path)
         return lambda: self._decoder.decode(node, path)
 
     def _match_dict(self, node: Node, target: dict[Any, Any], path: str) -> Build:
@@ -161,6 +165,10 @@ class _Restore:
         self._wanted.add(name)
         return _NOTHING
 
+    def _want_back(self, name: str, path: str) -> Array:
+        self._returned.add(name)
+        return self._want(name, path)
+
     def _note_array(self, name: str, target: Array, path: str) -> None:
         tensor = self._reader.manifest.tensors[name]
         for what, have, want in (
@@ -181,7 +189,7 @@ class _Restore:
 
     def _load_objects(self, states: list[tuple[Any, Any, str]]) -> Callable[[], str]:
         """Hand every object its state; the returned function takes it all back."""
-        before = [(target, target.state_dict(), path) for target, _, path in states]
+        before = [(target, _state_to_keep(target), path) for target, _, path in states]
         loaded = 0
 
         def undo(refusing: Any = None) -> str:
@@ -200,7 +208,7 @@ class _Restore:
         for target, state, path in states:
             loaded += 1
             try:
-                target.load_state_dict(state)
+                _hand_over(target, state)
             except Exception as error:
                 raise CheckpointError(
                     f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "
@@ -237,6 +245,20 @@ class _Restore:
 
 _NOTHING = np.empty(0)
 _PLAIN = (bool, int, float, str, bytes, np.generic)
+
+
+def _state_to_keep(target: Any) -> Any:
+    """Return the state of an object as it is now: without a copy where it replaces its arrays."""
+    if offers_copy(target.state_dict) and offers_copy(target.load_state_dict):
+        return target.state_dict(copy=False)
+    return target.state_dict()
+
+
+def _hand_over(target: Any, state: Any) -> None:
+    if offers_copy(target.load_state_dict):
+        target.load_state_dict(state, copy=False)
+    else:
+        target.load_state_dict(state)
 
 
 def _is_plain(array: Array) -> bool:

@@ -77,7 +77,7 @@ class Encoder:
 
     def _state(self, value: Any) -> Any:
         """Return the state of an object: its own arrays, if it gives them, as none is changed."""
-        own = _offers_own(value.state_dict)
+        own = offers_copy(value.state_dict)
         state = value.state_dict(copy=False) if own else value.state_dict()
         # Arrays are told apart by their addresses, so none may go before all are known.
         self._alive.append(state)
@@ -318,9 +318,10 @@ def is_stateful(value: Any) -> bool:
     )
 
 
-def _offers_own(state_dict: Callable[..., Any]) -> bool:
+def offers_copy(method: Callable[..., Any]) -> bool:
+    """Say whether a method has the parameter ``copy``, which False spares the copies."""
     try:
-        return "copy" in inspect.signature(state_dict).parameters
+        return "copy" in inspect.signature(method).parameters
     except (TypeError, ValueError):
         return False
 

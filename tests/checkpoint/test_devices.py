@@ -6,6 +6,7 @@ import pytest
 from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import Checkpointer, dtypes, load, save
 from lucid_gpu.checkpoint.background import Staging
+from lucid_gpu.checkpoint.reader import Reader
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
 from tests.checkpoint import trees
@@ -127,6 +128,44 @@ def test_a_copy_from_a_busy_gpu_is_ordered_between_two_updates(emulated, first):
         assert values[0] == 2
     arrived()
     assert set(copies["t0"].tolist()) == {1}
+
+
+def test_a_background_save_waits_for_the_copies_of_gpu_arrays(path, emulated):
+    w = on("cuda:0", np.zeros(1000, np.float32))
+    values = w.view(np.ndarray)
+    emulated.lazy = True
+    stream = emulated.default_stream(0)
+    with Checkpointer(path) as checkpointer:
+        for step in (1, 2):
+            stream.submit(lambda step=step: values.fill(step))
+            checkpointer.save(step, {"w": w}, block=False)
+            stream.submit(lambda: values.fill(9))
+            checkpointer.wait()
+            assert set(checkpointer.restore()["w"].tolist()) == {step}
+
+
+def test_strided_gpu_arrays_are_restored_together(path, device, monkeypatch):
+    save(path, [np.full(4, i, np.float32) for i in range(100)])
+    targets = [on(device, np.zeros(8, np.float32))[::2] for _ in range(100)]
+    rounds = []
+    load_part = Reader.load
+    monkeypatch.setattr(
+        Reader, "load", lambda reader, names: rounds.append(1) or load_part(reader, names)
+    )
+    load(path, into=targets)
+    assert [host(target)[0] for target in targets] == list(range(100))
+    assert len(rounds) <= 2
+
+
+def test_arrays_are_loaded_to_a_device_together(path, device, monkeypatch):
+    save(path, [np.full(4, i, np.float32) for i in range(100)])
+    rounds = []
+    load_part = Reader.load
+    monkeypatch.setattr(
+        Reader, "load", lambda reader, names: rounds.append(1) or load_part(reader, names)
+    )
+    assert [host(array)[0] for array in load(path, device=device)] == list(range(100))
+    assert len(rounds) == 1
 
 
 def test_a_copy_from_a_gpu_is_not_waited_for(emulated):

@@ -8,7 +8,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lucid_gpu.checkpoint import CheckpointError, load, save, shards
+from lucid_gpu.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    load,
+    manifest,
+    report,
+    save,
+    shards,
+)
 from tests.checkpoint import forge, trees
 from tests.checkpoint.stateful import Stateful
 
@@ -261,6 +269,144 @@ def test_a_forged_manifest_is_refused(path, change, why):
 def test_a_malformed_node_is_refused_with_its_path(path, node):
     forge.rewrite(path, lambda body: body["tree"].update(bad=node))
     refused(path, r"manifest.json: tree\['bad'\]")
+
+
+def parameter(name, data="x", requires_grad=True, number=0):
+    payload = {"id": number, "name": name, "requires_grad": requires_grad, "data": data}
+    return {"$parameter": payload}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [parameter("b"), parameter("a", "y"), parameter("a", requires_grad=1), parameter("a", {})],
+    ids=str,
+)
+def test_a_parameter_that_is_repeated_otherwise_is_refused(path, second):
+    forge.rewrite(path, lambda body: body["tree"].update(first=parameter("a"), bad=second))
+    refused(path, r"manifest.json: tree\['bad'\].*another than before")
+
+
+@pytest.mark.parametrize("number", [True, 0.0, -1, 2**60, None])
+def test_an_id_that_is_no_count_is_refused(path, number):
+    forge.rewrite(path, lambda body: body["tree"].update(bad=parameter("a", number=number)))
+    refused(path, r"manifest.json: tree\['bad'\]: malformed \$parameter")
+
+
+@pytest.mark.parametrize("depth", [9, 450])
+def test_a_dtype_that_is_nested_deep_is_refused(path, depth):
+    dtype = "<f4"
+    for _ in range(depth):
+        dtype = [["x", dtype]]
+    forge.rewrite(path, lambda body: tensor(body).update(dtype=dtype))
+    refused(path, "unknown dtype")
+
+
+def test_a_dtype_that_is_nested_too_deep_to_be_read_is_not_saved(path):
+    dtype = np.dtype("<f4")
+    for _ in range(9):
+        dtype = np.dtype([("x", dtype)])
+    with pytest.raises(TypeError, match="no plain bytes"):
+        save(path.parent / "other", np.zeros(3, dtype))
+
+
+COLLIDING = [i * (2**61 - 1) for i in range(1, 20_001)]
+
+
+def test_int_keys_that_collide_are_refused_before_they_meet_in_a_dict(path, monkeypatch):
+    pairs = [[{"$int": hex(key)}, 0] for key in COLLIDING]
+    forge.rewrite(path, lambda body: body["tree"].update(bad={"$dict": pairs}))
+    refused(path, r"tree\['bad'\]: a dict key is neither str nor int, or the keys collide")
+
+
+def test_a_dict_of_colliding_keys_is_not_saved(path):
+    with pytest.raises(ValueError, match="int keys that collide"):
+        save(path.parent / "other", dict.fromkeys(COLLIDING[:200]))
+
+
+def test_a_flood_of_lists_is_refused_before_it_takes_memory(path):
+    forge.rewrite(path, lambda body: body["tree"].update(bad=[]))
+    raw = (path / "manifest.json").read_bytes()
+    flood = b"[" + b"[]," * (4 << 20) + b"[]]"
+    (path / "manifest.json").write_bytes(raw.replace(b'"bad":[]', b'"bad":' + flood))
+    tracemalloc.start()
+    try:
+        refused(path, "manifest.json: it has .* lists and dicts")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(raw + flood)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("MAX_COLLECTIONS", [[]] * 30), ("MAX_BYTES", "x" * 3000), ("MAX_BYTES", [np.zeros(1)] * 20)],
+)
+def test_a_tree_that_would_not_be_read_back_is_not_saved(path, monkeypatch, name, tree):
+    monkeypatch.setattr(manifest, name, {"MAX_COLLECTIONS": 25, "MAX_BYTES": 2500}[name])
+    arrays = [array.copy() for array in tree] if tree[0].__class__ is np.ndarray else tree
+    with pytest.raises(ValueError, match="tree is too large"):
+        save(path.parent / "other", arrays)
+    assert not (path.parent / "other").exists()
+
+
+def test_very_long_integers_are_told_of_without_being_written_out(path, tmp_path, capsys):
+    huge = 10**5000
+    save(tmp_path / "a", {huge: [huge], "x": (huge, np.zeros(2))})
+    save(tmp_path / "b", {huge: [huge + 1], "x": (huge, np.ones(2))})
+    assert "0x" in report.inspect(tmp_path / "a").text
+    assert "0x" in report.diff(tmp_path / "a", tmp_path / "b").text
+    with pytest.raises(CheckpointError, match=r"the target lacks the keys .0x"):
+        load(tmp_path / "a", into={"x": None})
+    with pytest.raises(TypeError, match=r"tree\[0x.* is a builtins.object"):
+        save(tmp_path / "c", {huge: object()})
+    with pytest.raises(ValueError, match="step=0x"):
+        Checkpointer(tmp_path / "run").save(huge, {})
+
+
+def test_a_class_name_cannot_move_the_cursor_of_a_terminal(path):
+    forge.rewrite(
+        path, lambda body: body["tree"]["s"]["$object"].update({"class": "\x1b[2JStateful\x07"})
+    )
+    with pytest.raises(CheckpointError, match=r"the checkpoint has '.*x1b.*Stateful") as caught:
+        load(path, into={"w": None, "pair": None, "s": Stateful({})})
+    texts = [str(caught.value), report.inspect(path).text, report.diff(path, path).text]
+    assert not any("\x1b" in text for text in texts)
+
+
+SPELLINGS = {
+    b"1e+16": b"1E16",
+    b"1e-07": b"0.0000001",
+    b"1.5e+300": b"15e299",
+    b"0.1": b"0.10",
+    b'"\\u00e9"': '"\u00e9"'.encode(),
+    b'"\\""': b'"\\u0022"',
+    b'"\\n\\u0000/"': b'"\\u000a\\u0000/"',
+    b'"\\ud83d\\ude00"': '"\U0001f600"'.encode(),
+    b"true,": b"true, ",
+}
+
+
+@pytest.fixture
+def spelled(tmp_path, quick_sync):
+    values = [1e16, 1e-7, 1.5e300, 0.1, "\u00e9", '"', "\n\x00/", "\U0001f600", True, None]
+    save(tmp_path / "spelled", values)
+    return tmp_path / "spelled", values
+
+
+def test_exponents_and_escapes_come_back(spelled):
+    path, values = spelled
+    raw = (path / "manifest.json").read_bytes()
+    assert all(spelling in raw for spelling in SPELLINGS)
+    assert trees.same(load(path), values)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=repr)
+def test_another_spelling_of_the_same_content_is_refused(spelled, spelling):
+    path, _ = spelled
+    raw = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").write_bytes(raw.replace(spelling, SPELLINGS[spelling], 1))
+    with pytest.raises(CheckpointError, match="does not match its own digest"):
+        load(path)
 
 
 def test_a_number_out_of_range_is_refused(path):

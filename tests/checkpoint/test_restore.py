@@ -4,10 +4,12 @@ import os
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
-from lucid_gpu.checkpoint import CheckpointError, load, save
+from lucid_gpu import Parameter, optim
+from lucid_gpu.checkpoint import CheckpointError, load, reader, save
+from lucid_gpu.checkpoint.reader import Reader
 from tests.checkpoint import trees
 from tests.checkpoint.stateful import Refusing, Stateful
+from tests.checkpoint.test_shards import traced_peak
 
 
 @pytest.fixture
@@ -175,6 +177,73 @@ def test_a_disk_that_fails_after_the_check_is_an_error_and_objects_are_put_back(
     with pytest.raises(CheckpointError, match=r"Input/output error.*may be half restored"):
         load(path, into=[np.zeros((3, 4), np.float32), scheduler])
     assert scheduler.state == {"epoch": 9}
+
+
+class Wavering(Stateful):
+    """An object that takes half of a state and then refuses it."""
+
+    def load_state_dict(self, state):
+        self.state = dict(state)
+        if "bad" in state:
+            raise ValueError("this state is bad")
+
+
+def test_an_object_that_changes_itself_and_then_refuses_is_put_back(path):
+    save(path, [Wavering({"good": 1}), Wavering({"bad": 1})])
+    first, second = Wavering({"mine": 1}), Wavering({"mine": 2})
+    with pytest.raises(CheckpointError, match=r"tree\[1\]: Wavering refused its state"):
+        load(path, into=[first, second])
+    assert (first.state, second.state) == ({"mine": 1}, {"mine": 2})
+
+
+def test_arrays_that_are_not_contiguous_are_read_together(path, monkeypatch):
+    save(path, [np.full(4, i) for i in range(300)])
+    rounds = []
+    check = Reader._check
+
+    def counted(reader, names, read):
+        rounds.append(len(set(names)))
+        check(reader, names, read)
+
+    monkeypatch.setattr(Reader, "_check", counted)
+    targets = [np.zeros(8, int)[::2] for _ in range(300)]
+    load(path, into=targets)
+    assert [target[0] for target in targets] == list(range(300))
+    assert [count for count in rounds if count] == [300, 300]
+
+
+def test_arrays_that_are_not_contiguous_take_the_memory_of_a_part(path, monkeypatch):
+    monkeypatch.setattr(reader, "_PART_BYTES", 1 << 18)
+    save(path, [np.full(1 << 14, i, np.float64) for i in range(64)])
+    targets = [np.zeros(1 << 15)[::2] for _ in range(64)]
+    assert traced_peak(lambda: load(path, into=targets)) < 3 << 20
+    assert [target[-1] for target in targets] == list(range(64))
+
+
+def test_an_optimizer_is_restored_with_one_more_copy_of_its_state_and_no_more(path):
+    params = [Parameter(np.ones(1 << 14, np.float32)) for _ in range(32)]
+    optimizer = optim.Adam(params, lr=0.1)
+    for p in params:
+        p.grad = np.ones_like(p.data)
+    optimizer.step()
+    state = 2 * 32 * params[0].data.nbytes
+    save(path, optimizer)
+    optimizer.step()
+    load(path, into=optimizer)
+    assert traced_peak(lambda: load(path, into=optimizer)) < 1.5 * state
+    assert optimizer.state_dict()["state"][0]["step"] == 1
+
+
+def test_an_optimizer_is_put_back_if_a_later_object_refuses(path):
+    optimizer = optim.Adam([Parameter(np.ones(3, np.float32))])
+    optimizer.param_groups[0]["params"][0].grad = np.ones(3, np.float32)
+    optimizer.step()
+    save(path, [optimizer, Refusing({"model": "other"})])
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(CheckpointError, match="refused its state"):
+        load(path, into=[optimizer, Refusing({})])
+    assert trees.same(optimizer.state_dict(), before)
 
 
 def test_device_and_into_exclude_each_other(path):

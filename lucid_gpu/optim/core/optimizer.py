@@ -414,6 +414,7 @@ class Optimizer(Hooked):
         strict: bool = True,
         *,
         model_clients: Mapping[str, Any] | None = None,
+        copy: bool = True,
     ) -> None:
         """Load a state dict: state, and the options of each group. All of it, or nothing.
 
@@ -428,6 +429,8 @@ class Optimizer(Hooked):
             strict: False loads what fits and warns with a list of what did not.
             model_clients: for each option that held a live object when it was saved, the instance
                 to install. Its own ``load_state_dict`` gets what its ``state_dict`` had given.
+            copy: False takes each array out of the state dict once it is copied, so that no more
+                than one is there twice: for those who have no other use for it.
 
         Raises:
             TypeError: it is no mapping, or part of it is of the wrong type.
@@ -453,7 +456,7 @@ class Optimizer(Hooked):
         for hook in self._load_state_dict_pre_hooks:
             state_dict = replaced(hook, hook(self, state_dict), state_dict)
         self.require_whole()
-        _state_dict.restore(self, state_dict, strict, model_clients or {})
+        _state_dict.restore(self, state_dict, strict, model_clients or {}, copy)
         self._is_torn = False
         for hook in self._load_state_dict_post_hooks:
             hook(self)

@@ -113,6 +113,7 @@ def restore(
     state_dict: Mapping[str, Any],
     strict: bool,
     model_clients: Mapping[str, Any],
+    keep: bool = True,
 ) -> None:
     """Load ``state_dict`` into ``optimizer``, or raise and leave it as it was."""
     _check_form(state_dict)
@@ -121,7 +122,8 @@ def restore(
     report = Report(_class_problems(optimizer, state_dict))
     matches = match_groups(optimizer.param_groups, state_dict["param_groups"], report.problems)
     prepared = [
-        _prepare(optimizer, match, state_dict["state"], model_clients, report) for match in matches
+        _prepare(optimizer, match, state_dict["state"], model_clients, report, keep)
+        for match in matches
     ]
     report.settle(optimizer, strict)
     clients.install([pair for each in prepared for pair in each.clients])
@@ -202,6 +204,7 @@ def _prepare(
     state: Mapping[Any, Mapping[str, Any]],
     model_clients: Mapping[str, Any],
     report: Report,
+    keep: bool,
 ) -> Restored:
     """Copy what one group will get, and note what does not fit."""
     options, installs = _prepare_options(optimizer, match, model_clients, report)
@@ -212,7 +215,7 @@ def _prepare(
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
             home = optimizer.home_of_state(param)
-            slots.append((param, _copy_slots(home, name, param.data, saved)))
+            slots.append((param, _copy_slots(home, name, param.data, saved, keep)))
     return Restored(match.group, options, installs, slots)
 
 
@@ -250,11 +253,14 @@ def _keep_home(array: Any) -> Any:
     return transfer.copy(array, device_of(array))
 
 
-def _copy_slots(home: str, name: str, data: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _copy_slots(
+    home: str, name: str, data: Any, saved: Mapping[str, Any], keep: bool
+) -> dict[str, Any]:
     def bring_home(turn: int, array: Any) -> Any:
         return copy_apart(array, data, turn) if home == "cpu" else transfer.copy(array, home)
 
+    take = saved.__getitem__ if keep or not isinstance(saved, dict) else saved.pop
     return {
-        slot: copy_tree(value, partial(bring_home, turn), f"state of {name!r}[{slot!r}]")
-        for turn, (slot, value) in enumerate(saved.items())
+        slot: copy_tree(take(slot), partial(bring_home, turn), f"state of {name!r}[{slot!r}]")
+        for turn, slot in enumerate(tuple(saved))
     }
