@@ -15,7 +15,6 @@ from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpointError,
-    MissingCheckpointError,
 )
 from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.tree import Encoder, Node
@@ -141,20 +140,20 @@ class Checkpointer:
             self._writer.join()
             if step is not None:
                 return self._load(step, into)
-            reasons = []
-            for newest in reversed(self.steps()):
-                try:
-                    tree = self._load(newest, into)
-                except DamagedCheckpointError as error:
-                    self._verified[newest] = (self._signature(newest), False)
-                    reasons.append(str(error))
-                except MissingCheckpointError as error:
-                    reasons.append(str(error))
-                else:
-                    self._notes += [f"fell back to step {newest}: {reason}" for reason in reasons]
-                    return tree
-        damage = "; ".join(reasons)
-        raise CheckpointError(f"{self.directory} holds no checkpoint that can be used. {damage}")
+            try:
+                tree, newest, passed = steps.with_newest(
+                    self.directory, lambda reader: files.read_checkpoint(reader, "cpu", into)
+                )
+            except steps.NoCheckpointError as error:
+                self._note_damage(error.passed)
+                raise
+            self._note_damage(passed)
+            self._notes += [f"fell back to step {newest}: {reason}" for _, reason in passed]
+            return tree
+
+    def _note_damage(self, passed: list[steps.Passed]) -> None:
+        for step, _ in passed:
+            self._verified[step] = (self._signature(step), False)
 
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
@@ -230,7 +229,7 @@ class Checkpointer:
         assert self._lock is not None
         try:
             durable.sweep(self._lock)
-            durable.retire(self._lock, self._victims(step))
+            durable.retire(self._lock, self._victims())
         except (OSError, CheckpointError) as error:
             reason = getattr(error, "strerror", None) or error
             self._notes.append(
@@ -238,13 +237,11 @@ class Checkpointer:
                 "save tries again"
             )
 
-    def _victims(self, saved: int) -> list[str]:
+    def _victims(self) -> list[str]:
         """Return what is complete and not kept: only what verifies counts as kept."""
         victims, kept = [], 0
         for step in reversed(self.steps()):
-            if step == saved:
-                kept += 1
-            elif kept < self._keep:
+            if kept < self._keep:
                 kept += self._counts(step)
             elif (self._keep_every is None or step % self._keep_every) and self._is_ours(step):
                 victims.append(self._path(step).name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_gpu.checkpoint import dtypes, durable, manifest, shards
+from lucid_gpu.checkpoint import dtypes, durable, manifest, shards, steps
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.reader import Reader
 from lucid_gpu.checkpoint.restore import restore_into
@@ -57,7 +58,9 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
     """Load one checkpoint, after every byte of it was checked.
 
     Args:
-        path: the directory that was saved.
+        path: the directory that was saved, or the directory of a run: then the newest checkpoint
+            in it that verifies, without a lock and while a Checkpointer goes on. Damaged ones
+            above it are a warning.
         device: where arrays and Parameters go: ``"cpu"``, ``"cuda:N"``, or None for the host.
             Arrays of a dtype that CuPy has not, like text and dates, stay on the host.
         into: a tree of the same structure. Its arrays, Parameters and objects are restored in
@@ -84,8 +87,15 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
     if device is not None and into is not None:
         raise ValueError("device and into exclude each other: what is in `into` knows its device")
     place = "cpu" if device is None else gpu.resolve(device)
-    with Reader(Path(path)) as reader:
-        return read_checkpoint(reader, place, into)
+    if not steps.is_run(Path(path)):
+        with Reader(Path(path)) as reader:
+            return read_checkpoint(reader, place, into)
+    tree, step, passed = steps.with_newest(
+        Path(path), lambda reader: read_checkpoint(reader, place, into)
+    )
+    for _, reason in passed:
+        warnings.warn(f"fell back to step {step}: {reason}", stacklevel=2)
+    return tree
 
 
 def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:

@@ -5,8 +5,9 @@ import pytest
 
 from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import Checkpointer, dtypes, load, save
-from lucid_gpu.checkpoint.background import Staging
+from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.shards import no_rest
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
 from tests.checkpoint import trees
@@ -142,6 +143,23 @@ def test_a_background_save_waits_for_the_copies_of_gpu_arrays(path, emulated):
             stream.submit(lambda: values.fill(9))
             checkpointer.wait()
             assert set(checkpointer.restore()["w"].tolist()) == {step}
+
+
+def test_a_background_save_of_gpu_arrays_returns_before_they_are_copied(
+    path, emulated, monkeypatch
+):
+    w = on("cuda:0", np.zeros(1000, np.float32))
+    values = w.view(np.ndarray)
+    emulated.lazy = True
+    jobs = []
+    monkeypatch.setattr(BackgroundWriter, "start", lambda _, job: jobs.append(job))
+    with Checkpointer(path) as checkpointer:
+        emulated.default_stream(0).submit(lambda: values.fill(1))
+        checkpointer.save(1, {"w": w}, block=False)
+        emulated.default_stream(0).submit(lambda: values.fill(9))
+        assert not values.any()
+        jobs[0](no_rest)
+        assert set(checkpointer.restore()["w"].tolist()) == {1}
 
 
 def test_strided_gpu_arrays_are_restored_together(path, device, monkeypatch):

@@ -7,7 +7,15 @@ import threading
 import numpy as np
 import pytest
 
-from lucid_gpu.checkpoint import Checkpointer, CheckpointError, background, durable, report
+from lucid_gpu.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    background,
+    durable,
+    latest,
+    load,
+    report,
+)
 from tests.checkpoint.stateful import Stateful
 
 LIMIT = 60
@@ -260,3 +268,39 @@ def test_inspect_of_a_run_turns_to_the_step_that_replaced_the_newest(
     text, exit_code = report.inspect(tmp_path)
     assert (exit_code, "step 2" in text) == (0, True)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000002"]
+
+
+WRITER = """
+import sys
+import numpy as np
+from lucid_gpu.checkpoint import Checkpointer
+with Checkpointer(sys.argv[1], keep=1) as checkpointer:
+    for step in range(1, 201):
+        checkpointer.save(step, {"w": np.full(2000, step), "step": step})
+"""
+
+
+def test_a_reader_beside_a_writer_always_loads_a_whole_step_and_never_an_older_one(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, {"w": np.full(2000, 0), "step": 0})
+    seen = [0]
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)]) as writer:
+        while writer.poll() is None:
+            tree = load(tmp_path)
+            assert set(tree["w"].tolist()) == {tree["step"]}
+            seen.append(tree["step"])
+            assert latest(tmp_path).name >= f"step-{tree['step']:012d}"
+            assert report.verify(tmp_path).exit_code == 0
+    assert writer.returncode == 0
+    assert seen == sorted(seen)
+    assert load(tmp_path)["step"] == 200
+
+
+@pytest.mark.parametrize("method", ["__init__", "_read_manifest", "_check_headers", "read"])
+def test_a_step_that_is_replaced_while_it_is_loaded_gives_way_to_the_new_one(
+    tmp_path, quick_sync, removing, method
+):
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, np.full(3, 1))
+    removing(tmp_path, method)
+    assert load(tmp_path).tolist() == [2, 2, 2]
