@@ -3,6 +3,15 @@
 from lucid_gpu.checkpoint.checkpointer import Checkpointer
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.files import load, save
+from lucid_gpu.checkpoint.lazy import OpenCheckpoint, open  # noqa: A004
 from lucid_gpu.checkpoint.steps import latest
 
-__all__ = ["CheckpointError", "Checkpointer", "latest", "load", "save"]
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "OpenCheckpoint",
+    "latest",
+    "load",
+    "open",
+    "save",
+]

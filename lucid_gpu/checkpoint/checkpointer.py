@@ -16,12 +16,14 @@ from lucid_gpu.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpointError,
 )
+from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.tree import Encoder, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lucid_gpu.checkpoint.reader import Reader
     from lucid_gpu.device.arrays import Array
 
 Signature = tuple[tuple[Any, ...], ...]
@@ -139,10 +141,11 @@ class Checkpointer:
         with self._exclusive("restore"):
             self._writer.join()
             if step is not None:
-                return self._load(step, into)
+                with steps.open_step(self.directory, step) as reader:
+                    return _read(reader, into)
             try:
                 tree, newest, passed = steps.with_newest(
-                    self.directory, lambda reader: files.read_checkpoint(reader, "cpu", into)
+                    self.directory, lambda reader: _read(reader, into)
                 )
             except steps.NoCheckpointError as error:
                 self._note_damage(error.passed)
@@ -287,10 +290,6 @@ class Checkpointer:
             )
         return ()
 
-    def _load(self, step: int, into: Any | None) -> Any:
-        with steps.open_step(self.directory, step) as reader:
-            return files.read_checkpoint(reader, "cpu", into)
-
     def _remove(self, name: str) -> None:
         assert self._lock is not None
         try:
@@ -302,6 +301,13 @@ class Checkpointer:
 
     def _path(self, step: int) -> Path:
         return steps.path_of(self.directory, step)
+
+
+def _read(reader: Reader, into: Any | None) -> Any:
+    node = reader.manifest.tree
+    if into is None:
+        return files.read_checkpoint(reader, node, "cpu")
+    return restore_into(reader, node, into)[0]
 
 
 _living: weakref.WeakSet[Checkpointer] = weakref.WeakSet()

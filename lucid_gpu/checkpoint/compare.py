@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import describe, dtypes
-from lucid_gpu.checkpoint.tree import Node, child, printable, split
+from lucid_gpu.checkpoint.place import ROOT, Place, printable
+from lucid_gpu.checkpoint.tree import Node, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,10 @@ def differences(old: Reader, new: Reader) -> Iterator[str]:
     Raises:
         CheckpointError: an array that has to be read is damaged.
     """
-    yield from _nodes(old, new, old.manifest.tree, new.manifest.tree, "tree")
+    yield from _nodes(old, new, old.manifest.tree, new.manifest.tree, ROOT)
 
 
-def _nodes(old: Reader, new: Reader, before: Node, after: Node, path: str) -> Iterator[str]:
+def _nodes(old: Reader, new: Reader, before: Node, after: Node, path: Place) -> Iterator[str]:
     tags = split(before)[0], split(after)[0]
     parts = describe.children(before), describe.children(after)
     if tags == ("$array", "$array"):
@@ -38,10 +39,10 @@ def _nodes(old: Reader, new: Reader, before: Node, after: Node, path: str) -> It
 
 
 def _collections(
-    old: Reader, new: Reader, before: dict[Any, Node], after: dict[Any, Node], path: str
+    old: Reader, new: Reader, before: dict[Any, Node], after: dict[Any, Node], path: Place
 ) -> Iterator[str]:
     for key in before | after:
-        place = child(path, key)
+        place = path.child(key)
         if key not in after:
             yield f"{place}: removed, it was {_name(old, before[key])}"
         elif key not in before:
@@ -51,19 +52,19 @@ def _collections(
 
 
 def _fields(
-    old: Reader, new: Reader, before: dict[str, Any], after: dict[str, Any], path: str
+    old: Reader, new: Reader, before: dict[str, Any], after: dict[str, Any], path: Place
 ) -> Iterator[str]:
     """Compare the fields of two Parameters or objects; the id is only a reference."""
     for field in ("class", "name", "requires_grad"):
         if before.get(field) != after.get(field):
             yield f"{path}: {field} {before.get(field)!r} became {after.get(field)!r}"
     if "data" in before:
-        yield from _nodes(old, new, before["data"], after["data"], f"{path}.data")
+        yield from _nodes(old, new, before["data"], after["data"], Place(path.keys, ".data"))
     else:
         yield from _nodes(old, new, before["state"], after["state"], path)
 
 
-def _arrays(old: Reader, new: Reader, before: str, after: str, path: str) -> Iterator[str]:
+def _arrays(old: Reader, new: Reader, before: str, after: str, path: Place) -> Iterator[str]:
     a, b = old.manifest.tensors[before], new.manifest.tensors[after]
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         yield f"{path}: {describe.tensor(a)} became {describe.tensor(b)}"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_gpu.checkpoint.tree import Decoder, Node, printable, shown, split
+from lucid_gpu.checkpoint.decode import Decoder
+from lucid_gpu.checkpoint.place import ROOT, Place, printable, shown
+from lucid_gpu.checkpoint.tree import Node, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +56,7 @@ def children(node: Node) -> dict[Any, Node] | None:
     """Return the parts of a collection by key or index; None for what has no parts."""
     tag, payload = split(node)
     if tag == "$dict":
-        return Decoder(_nothing).pairs(payload, "tree")
+        return Decoder(_nothing).pairs(payload, ROOT)
     if type(node) is dict and tag is None:
         return dict(node)
     if type(node) is list or tag == "$tuple":
@@ -70,7 +72,7 @@ def is_plain(node: Node) -> bool:
     return all(map(is_plain, parts.values()))
 
 
-def _nothing(_name: str, _path: str) -> np.ndarray[Any, Any]:
+def _nothing(_name: str, _path: Place) -> np.ndarray[Any, Any]:
     return np.empty(0)
 
 

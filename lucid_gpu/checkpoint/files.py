@@ -11,12 +11,13 @@ from lucid_gpu.checkpoint import dtypes, durable, manifest, shards, steps
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.reader import Reader
 from lucid_gpu.checkpoint.restore import restore_into
+from lucid_gpu.checkpoint.select import NOTHING, matching, of_node, of_tree
 from lucid_gpu.checkpoint.tree import Encoder, Node
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import Array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> None:
@@ -54,8 +55,14 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     write_checkpoint(target, node, encoder.arrays, step=None)
 
 
-def load(path: str | os.PathLike[str], device: str | None = None, into: Any | None = None) -> Any:
-    """Load one checkpoint, after every byte of it was checked.
+def load(
+    path: str | os.PathLike[str],
+    device: str | None = None,
+    into: Any | None = None,
+    strict: bool = True,
+    select: str | Sequence[str] | None = None,
+) -> Any:
+    """Load one checkpoint, or a part of it, after every byte of that was checked.
 
     Args:
         path: the directory that was saved, or the directory of a run: then the newest checkpoint
@@ -66,14 +73,23 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
         into: a tree of the same structure. Its arrays, Parameters and objects are restored in
             place, on whatever device they are; a None in it stands for anything and is answered
             with what was saved, as are plain values.
+        strict: False restores what fits ``into``, leaves the rest of it as it is, and warns with
+            a list of what that was.
+        select: a pattern such as ``"model/**"``, or some: only what matches is read, with all
+            below it. ``/`` stands between keys, ``*`` for characters of one, ``**`` for any
+            number of keys. What is not selected is left out of dicts, and None in lists and
+            tuples, in the tree that is returned as well as in ``into``.
 
     Returns:
         The tree. Objects come back as their state dicts; with ``into``, as themselves.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or does not fit ``into``. Nothing was changed,
-            unless the disk failed after the whole checkpoint had been verified: the text says so.
-        ValueError: ``device`` is unknown, or given together with ``into``.
+        CheckpointError: the checkpoint is damaged, does not fit ``into``, or nothing in it is
+            selected. Nothing was changed, unless the disk failed after all had been verified: the
+            text says so.
+        TypeError: ``select`` is no pattern.
+        ValueError: ``device`` is unknown, or given together with ``into``; ``strict`` is False
+            without ``into``.
         lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
 
     Example:
@@ -83,40 +99,62 @@ def load(path: str | os.PathLike[str], device: str | None = None, into: Any | No
         >>> w = np.zeros(2)
         >>> load(path, into={"w": w, "epoch": None})["epoch"], w.tolist()
         (7, [1.0, 1.0])
+        >>> load(path, select="w")
+        {'w': array([1., 1.])}
     """
     if device is not None and into is not None:
         raise ValueError("device and into exclude each other: what is in `into` knows its device")
+    if not strict and into is None:
+        raise ValueError("strict=False says what to do about `into`: give the tree to restore")
     place = "cpu" if device is None else gpu.resolve(device)
-    if not steps.is_run(Path(path)):
+    chooses = None if select is None else matching(select)
+    skipped: list[str] = []
+
+    def read(reader: Reader) -> Any:
+        node, target = reader.manifest.tree, into
+        if chooses is not None:
+            node, target = of_node(node, chooses), of_tree(into, chooses)
+            if node is NOTHING or (into is not None and target is NOTHING):
+                where = "the checkpoint" if node is NOTHING else "`into`"
+                raise CheckpointError(
+                    f"{reader.path}: select={select!r} chooses nothing in {where}"
+                )
+        if into is None:
+            return read_checkpoint(reader, node, place)
+        tree, left = restore_into(reader, node, target, strict)
+        skipped[:] = left
+        return tree
+
+    if steps.is_run(Path(path)):
+        tree, step, passed = steps.with_newest(Path(path), read)
+        for _, reason in passed:
+            warnings.warn(f"fell back to step {step}: {reason}", stacklevel=2)
+    else:
         with Reader(Path(path)) as reader:
-            return read_checkpoint(reader, place, into)
-    tree, step, passed = steps.with_newest(
-        Path(path), lambda reader: read_checkpoint(reader, place, into)
-    )
-    for _, reason in passed:
-        warnings.warn(f"fell back to step {step}: {reason}", stacklevel=2)
+            tree = read(reader)
+    if skipped:
+        listed = "".join(f"\n  - {text}" for text in skipped)
+        warnings.warn(f"{path}: these parts were not loaded:{listed}", stacklevel=2)
     return tree
 
 
-def read_checkpoint(reader: Reader, device: str, into: Any | None) -> Any:
-    """Return the tree of an open checkpoint, as ``load`` does."""
-    if into is not None:
-        return restore_into(reader, into)
+def read_checkpoint(reader: Reader, node: Node, device: str) -> Any:
+    """Return a part of the tree of an open checkpoint, with new arrays on a device."""
+    names = reader.named_in(node)
     if device == "cpu":
-        return reader.decode(reader.load(reader.manifest.tensors))
+        return reader.decode(reader.load(names), node)
     arrays: dict[str, Array] = {}
-    tensors = reader.manifest.tensors
-    for part in reader.parts(tensors):
+    for part in reader.parts(names):
         for name, array in reader.load(part).items():
-            fits = dtypes.fits_gpu(tensors[name].dtype)
+            fits = dtypes.fits_gpu(reader.manifest.tensors[name].dtype)
             arrays[name] = transfer.copy(array, device) if fits else array
-    return reader.decode(arrays)
+    return reader.decode(arrays, node)
 
 
 def check_size(node: Node, arrays: Mapping[str, Array]) -> None:
     """Raise ``ValueError`` for a tree whose manifest would be too large to be read back."""
     try:
-        manifest.check_size(manifest.canonical(node), len(arrays))
+        manifest.check_size(manifest.canonical(node), arrays)
     except ValueError as error:
         raise ValueError(
             f"tree is too large: {error}: put long lists of numbers into arrays"

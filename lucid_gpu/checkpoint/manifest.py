@@ -6,21 +6,27 @@ import dataclasses
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from lucid_gpu.checkpoint import dtypes
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 FORMAT = "lucid_gpu.checkpoint"
-VERSION = (1, 0)
+VERSION = (1, 1)
 NAME = "manifest.json"
 
 MAX_BYTES = 1 << 28
 MAX_COLLECTIONS = 1 << 22
 """More than any tree of sense: a file of empty lists takes 50 times its size in memory."""
 
-_TENSOR_BYTES = 512
+_ENTRY_BYTES = 200
+_CHARACTER_BYTES = 6
+"""The longest that JSON makes of one."""
+
 _SHARD = re.compile(r"data-[0-9]{5}\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _TOP = ("format", "version", "step", "tree", "tensors", "files")
@@ -113,17 +119,18 @@ def from_bytes(raw: bytes) -> Manifest:
     return Manifest(step, body["tree"], tensors, files)
 
 
-def check_size(raw: bytes, tensors: int = 0) -> None:
+def check_size(raw: bytes, tensors: Collection[str] = ()) -> None:
     """Raise ``ValueError`` for a manifest that no memory should be given to.
 
     Args:
         raw: the manifest, or its tree alone.
-        tensors: how many entries of tensors, at their longest, are to come on top.
+        tensors: the names of those whose entries are to come on top.
     """
     collections = raw.count(b"[") + raw.count(b"{")
+    entries = sum(_ENTRY_BYTES + _CHARACTER_BYTES * len(name) for name in tensors)
     for what, count, most in (
-        ("bytes", len(raw) + _TENSOR_BYTES * tensors, MAX_BYTES),
-        ("lists and dicts", collections + 2 * tensors, MAX_COLLECTIONS),
+        ("bytes", len(raw) + entries, MAX_BYTES),
+        ("lists and dicts", collections + 2 * len(tensors), MAX_COLLECTIONS),
     ):
         if count > most:
             raise ValueError(f"it has {count} {what}, and {most} are the most that is read back")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.checkpoint import durable, manifest, shards
+from lucid_gpu.checkpoint.decode import Decoder, TreeError
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -20,12 +22,13 @@ from lucid_gpu.checkpoint.errors import (
     MissingCheckpointError,
     UnreadableCheckpointError,
 )
-from lucid_gpu.checkpoint.tree import Decoder, TreeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from lucid_gpu.checkpoint.place import Place
+    from lucid_gpu.checkpoint.tree import Node
     from lucid_gpu.device.arrays import Array
 
 _SCRATCH_BYTES = 1 << 20
@@ -64,6 +67,7 @@ class Reader:
         self.path = path
         self._directory: int | None = None
         self._scratch = threading.local()
+        self._maps: dict[str, mmap.mmap] = {}
         with contextlib.ExitStack() as stack, self._named(""):
             self._directory = stack.enter_context(durable.open_directory(path))
             with self._named(manifest.NAME):
@@ -81,7 +85,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Close the directory."""
+        """Close the directory, and let go of the maps that nobody uses."""
+        self._maps.clear()
         self._stack.close()
 
     def verify(self, names: Iterable[str]) -> None:
@@ -112,6 +117,34 @@ class Reader:
         self.read(arrays)
         return arrays
 
+    def mapped(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as a read-only array on the mapped file, once its digest was checked."""
+        tensor = self.manifest.tensors[name]
+        if not tensor.nbytes:
+            return self.load([name])[name]
+        with self._named(tensor.file, name):
+            if tensor.file not in self._maps:
+                with self._open(tensor.file) as descriptor:
+                    self._maps[tensor.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            start = self._offsets[name]
+            memory = memoryview(self._maps[tensor.file])[start : start + tensor.nbytes]
+            if manifest.digest(memory) != tensor.digest:
+                raise ValueError("its bytes do not match the digest in the manifest")
+        return np.ndarray(tensor.shape, tensor.dtype, memory)
+
+    def names(self) -> dict[str, str]:
+        """Return the tensor of each path in the tree at which an array stands."""
+        names: dict[str, str] = {}
+
+        def resolve(tensor: str, place: Place) -> np.ndarray[Any, Any]:
+            # Only of 1.1 are the names of tensors paths; and two keys may read as one path.
+            if names.setdefault(place.name or tensor, tensor) != tensor:
+                names[tensor] = tensor
+            return _NOTHING
+
+        Decoder(resolve).decode(self.manifest.tree)
+        return names
+
     def parts(self, names: Iterable[str]) -> Iterator[list[str]]:
         """Divide tensors into lists to be loaded one after the other.
 
@@ -129,9 +162,20 @@ class Reader:
         if part:
             yield part
 
-    def decode(self, arrays: Mapping[str, Array]) -> Any:
-        """Return the tree, with these arrays in it."""
-        return Decoder(lambda name, _: arrays[name]).decode(self.manifest.tree)
+    def decode(self, arrays: Mapping[str, Array], node: Node) -> Any:
+        """Return the tree of a node, with these arrays in it."""
+        return Decoder(lambda name, _: arrays[name]).decode(node)
+
+    def named_in(self, node: Node) -> list[str]:
+        """Return the tensors that stand in a part of the tree."""
+        found: dict[str, None] = {}
+
+        def resolve(name: str, _: Place) -> np.ndarray[Any, Any]:
+            found[name] = None
+            return _NOTHING
+
+        Decoder(resolve).decode(node)
+        return list(found)
 
     def _hash(self, descriptor: int, name: str) -> str:
         scratch = getattr(self._scratch, "buffer", None)
@@ -231,7 +275,7 @@ class Reader:
         """Decode the tree once without arrays, and see that it names every tensor."""
         named: set[str] = set()
 
-        def resolve(name: str, path: str) -> np.ndarray[Any, Any]:
+        def resolve(name: str, path: Place) -> np.ndarray[Any, Any]:
             if name not in self.manifest.tensors:
                 raise TreeError(f"{path}: it names the tensor {name!r:.100}, which is not listed")
             named.add(name)
@@ -243,15 +287,15 @@ class Reader:
 
     def _place(self, name: str) -> str:
         """Return the first path in the tree where a tensor stands."""
-        paths: list[str] = []
+        paths: list[Place] = []
 
-        def resolve(found: str, path: str) -> np.ndarray[Any, Any]:
+        def resolve(found: str, path: Place) -> np.ndarray[Any, Any]:
             if found == name and not paths:
                 paths.append(path)
             return _NOTHING
 
         Decoder(resolve).decode(self.manifest.tree)
-        return paths[0]
+        return str(paths[0])
 
     def _check_listing(self) -> None:
         found = self._names()

@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from lucid_gpu.checkpoint.decode import Decoder
 from lucid_gpu.checkpoint.errors import CheckpointError
-from lucid_gpu.checkpoint.tree import (
-    Decoder,
-    Node,
-    child,
-    is_stateful,
-    offers_copy,
-    printable,
-    shown,
-    split,
-)
+from lucid_gpu.checkpoint.place import ROOT, Place, printable, shown
+from lucid_gpu.checkpoint.tree import Node, is_stateful, offers, split
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
@@ -29,29 +22,47 @@ Build = Callable[[], Any]
 """Returns the restored form of one place in the tree, once everything was restored."""
 
 
-def restore_into(reader: Reader, tree: Any) -> Any:
-    """Restore a checkpoint into ``tree``, in place, and return the restored tree.
+def restore_into(
+    reader: Reader, node: Node, tree: Any, strict: bool = True
+) -> tuple[Any, list[str]]:
+    """Restore a node of a checkpoint into ``tree``, in place.
+
+    Args:
+        reader: the open checkpoint.
+        node: its tree, or a part of that.
+        tree: what it is restored into.
+        strict: False leaves as it is what does not fit.
+
+    Returns:
+        The restored tree, and what did not fit.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit; nothing was changed.
     """
-    return _Restore(reader).run(tree)
+    restore = _Restore(reader, strict)
+    return restore.run(node, tree), restore.skipped
+
+
+class _MisfitError(CheckpointError):
+    """A part of a checkpoint does not fit where it should go."""
 
 
 class _Restore:
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, strict: bool) -> None:
+        self.skipped: list[str] = []
         self._reader = reader
+        self._strict = strict
         self._targets: dict[str, list[Array]] = {}
-        self._sources: dict[tuple[Any, ...], tuple[str, str]] = {}
-        self._objects: list[tuple[Any, Node, str]] = []
+        self._sources: dict[tuple[Any, ...], tuple[str, Place]] = {}
+        self._objects: list[tuple[Any, Node, Place]] = []
         self._settings: list[tuple[Parameter, bool, str | None]] = []
         self._wanted: set[str] = set()
         self._returned: set[str] = set()
         self._fresh: dict[str, Array] = {}
         self._decoder = Decoder(lambda name, _: self._fresh[name])
 
-    def run(self, tree: Any) -> Any:
-        build = self._match(self._reader.manifest.tree, tree, "tree")
+    def run(self, node: Node, tree: Any) -> Any:
+        build = self._match(node, tree, ROOT)
         self._fresh.update(self._reader.load(sorted(self._wanted)))
         self._reader.verify(self._targets)
         states = [
@@ -76,8 +87,17 @@ class _Restore:
                 parameter.data = text
         return build()
 
-    def _match(self, node: Node, target: Any, path: str) -> Build:
+    def _match(self, node: Node, target: Any, path: Place) -> Build:
         """Find the place of ``node`` in ``target``, and note what has to be read for it."""
+        try:
+            return self._match_exactly(node, target, path)
+        except _MisfitError as error:
+            if self._strict:
+                raise
+            self.skipped.append(str(error).removeprefix(f"{self._reader.path}: "))
+            return lambda: target
+
+    def _match_exactly(self, node: Node, target: Any, path: Place) -> Build:
         tag, payload = split(node)
         if isinstance(target, Parameter):
             return self._match_parameter(node, target, path)
@@ -101,22 +121,26 @@ class _Restore:
         Decoder(self._want_back).decode(node, path)
         return lambda: self._decoder.decode(node, path)
 
-    def _match_dict(self, node: Node, target: dict[Any, Any], path: str) -> Build:
+    def _match_dict(self, node: Node, target: dict[Any, Any], path: Place) -> Build:
         tag, payload = split(node)
         if type(node) is not dict or tag not in (None, "$dict"):
             self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a dict")
         saved = node if tag is None else self._decoder.pairs(payload, path)
-        if set(saved) != set(target):
-            missing = [key for key in saved if key not in target]
-            extra = [key for key in target if key not in saved]
-            self._refuse(
-                path,
-                f"the target lacks the keys {_listed(missing)}, and only it has {_listed(extra)}",
-            )
-        parts = {key: self._match(saved[key], target[key], child(path, key)) for key in target}
-        return lambda: {key: build() for key, build in parts.items()}
+        missing = [key for key in saved if key not in target]
+        extra = [key for key in target if key not in saved]
+        if missing or extra:
+            why = f"the target lacks the keys {_listed(missing)}, and only it has {_listed(extra)}"
+            if self._strict:
+                self._refuse(path, why)
+            self.skipped.append(f"{path}: {why}")
+        parts = {
+            key: self._match(saved[key], target[key], path.child(key))
+            for key in target
+            if key in saved
+        }
+        return lambda: {key: parts[key]() if key in parts else target[key] for key in target}
 
-    def _match_sequence(self, node: Node, target: Any, path: str) -> Build:
+    def _match_sequence(self, node: Node, target: Any, path: Place) -> Build:
         kind = type(target)
         tag, payload = split(node)
         items = payload if tag == "$tuple" else node
@@ -127,10 +151,10 @@ class _Restore:
         if len(items) != len(target):
             self._refuse(path, f"{len(items)} items were saved, and the target has {len(target)}")
         pairs = enumerate(zip(items, target, strict=True))
-        parts = [self._match(item, place, child(path, i)) for i, (item, place) in pairs]
+        parts = [self._match(item, place, path.child(i)) for i, (item, place) in pairs]
         return lambda: kind(build() for build in parts)
 
-    def _match_object(self, node: Node, target: Any, path: str) -> Build:
+    def _match_object(self, node: Node, target: Any, path: Place) -> Build:
         tag, payload = split(node)
         saved = payload["class"] if tag == "$object" else None
         if saved != type(target).__name__:
@@ -144,7 +168,7 @@ class _Restore:
         self._objects.append((target, payload["state"], path))
         return lambda: target
 
-    def _match_parameter(self, node: Node, target: Parameter, path: str) -> Build:
+    def _match_parameter(self, node: Node, target: Parameter, path: Place) -> Build:
         tag, payload = split(node)
         if tag != "$parameter":
             self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a Parameter")
@@ -157,19 +181,19 @@ class _Restore:
             self._refuse(path, f"the checkpoint has {holds[0]}, and the target holds {holds[1]}")
         text = self._decoder.decode(payload["data"], path) if target.is_text else None
         if text is None:
-            self._note_array(data, target.data, f"{path}.data")
+            self._note_array(data, target.data, Place(path.keys, ".data"))
         self._settings.append((target, payload["requires_grad"], text))
         return lambda: target
 
-    def _want(self, name: str, _path: str) -> Array:
+    def _want(self, name: str, _path: Place) -> Array:
         self._wanted.add(name)
         return _NOTHING
 
-    def _want_back(self, name: str, path: str) -> Array:
+    def _want_back(self, name: str, path: Place) -> Array:
         self._returned.add(name)
         return self._want(name, path)
 
-    def _note_array(self, name: str, target: Array, path: str) -> None:
+    def _note_array(self, name: str, target: Array, path: Place) -> None:
         tensor = self._reader.manifest.tensors[name]
         for what, have, want in (
             ("shape", target.shape, tensor.shape),
@@ -187,7 +211,7 @@ class _Restore:
             self._refuse(path, f"it is the same memory as {other_path}, but two arrays were saved")
         self._targets.setdefault(name, []).append(target)
 
-    def _load_objects(self, states: list[tuple[Any, Any, str]]) -> Callable[[], str]:
+    def _load_objects(self, states: list[tuple[Any, Any, Place]]) -> Callable[[], str]:
         """Hand every object its state; the returned function takes it all back."""
         before = [(target, _state_to_keep(target), path) for target, _, path in states]
         loaded = 0
@@ -208,7 +232,7 @@ class _Restore:
         for target, state, path in states:
             loaded += 1
             try:
-                _hand_over(target, state)
+                _hand_over(target, state, self._strict)
             except Exception as error:
                 raise CheckpointError(
                     f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "
@@ -239,8 +263,8 @@ class _Restore:
             if source is not None and target is not source:
                 transfer.copy_into(target, source)
 
-    def _refuse(self, path: str, why: str) -> NoReturn:
-        raise CheckpointError(f"{self._reader.path}: {path}: {why}")
+    def _refuse(self, path: Place, why: str) -> NoReturn:
+        raise _MisfitError(f"{self._reader.path}: {path}: {why}")
 
 
 _NOTHING = np.empty(0)
@@ -249,16 +273,18 @@ _PLAIN = (bool, int, float, str, bytes, np.generic)
 
 def _state_to_keep(target: Any) -> Any:
     """Return the state of an object as it is now: without a copy where it replaces its arrays."""
-    if offers_copy(target.state_dict) and offers_copy(target.load_state_dict):
+    if all(offers(method, "copy") for method in (target.state_dict, target.load_state_dict)):
         return target.state_dict(copy=False)
     return target.state_dict()
 
 
-def _hand_over(target: Any, state: Any) -> None:
-    if offers_copy(target.load_state_dict):
-        target.load_state_dict(state, copy=False)
-    else:
-        target.load_state_dict(state)
+def _hand_over(target: Any, state: Any, strict: bool) -> None:
+    options = {}
+    if offers(target.load_state_dict, "copy"):
+        options["copy"] = False
+    if not strict and offers(target.load_state_dict, "strict"):
+        options["strict"] = False
+    target.load_state_dict(state, **options)
 
 
 def _is_plain(array: Array) -> bool:

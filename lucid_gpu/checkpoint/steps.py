@@ -14,8 +14,8 @@ from lucid_gpu.checkpoint.errors import (
     ForeignCheckpointError,
     MissingCheckpointError,
 )
+from lucid_gpu.checkpoint.place import shown
 from lucid_gpu.checkpoint.reader import Reader
-from lucid_gpu.checkpoint.tree import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from tests.checkpoint.stateful import Stateful
 
 GOLDEN = Path(__file__).parent / "golden"
 STEP = "step-000000001200"
+VERSIONS = {"1.0": GOLDEN / STEP, "1.1": GOLDEN / "1.1" / STEP}
 
 
 def tree():
@@ -46,8 +47,19 @@ def loaded_tree():
     return {**tree(), "scheduler": {"last_epoch": 3, "lrs": (0.1, 0.2)}}
 
 
-def test_the_golden_checkpoint_loads():
-    assert trees.same(load(GOLDEN / STEP), loaded_tree())
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_golden_checkpoint_of_every_version_loads(version):
+    assert trees.same(load(VERSIONS[version]), loaded_tree())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_golden_checkpoint_of_every_version_is_restored_in_place(version):
+    place = tree()
+    place["model"]["w"].data[...] = 0
+    place["arrays"][0][...] = 0
+    load(VERSIONS[version], into=place)
+    assert place["model"]["w"].data.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert place["arrays"][0].tolist() == [1.5, 0]
 
 
 def test_the_same_tree_is_written_to_the_same_bytes(tmp_path, monkeypatch):
@@ -55,10 +67,12 @@ def test_the_same_tree_is_written_to_the_same_bytes(tmp_path, monkeypatch):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1200, tree())
     written = {file.name: file.read_bytes() for file in (tmp_path / STEP).iterdir()}
-    golden = {file.name: file.read_bytes() for file in (GOLDEN / STEP).iterdir()}
+    golden = {file.name: file.read_bytes() for file in VERSIONS["1.1"].iterdir()}
     assert written == golden
 
 
-@pytest.mark.parametrize("line", ['"format":"lucid_gpu.checkpoint","version":[1,0],"step":1200'])
-def test_the_golden_manifest_begins_with_format_version_and_step(line):
-    assert (GOLDEN / STEP / "manifest.json").read_text().startswith("{" + line)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_golden_manifest_begins_with_format_version_and_step(version):
+    numbers = version.replace(".", ",")
+    line = f'{{"format":"lucid_gpu.checkpoint","version":[{numbers}],"step":1200'
+    assert (VERSIONS[version] / "manifest.json").read_text().startswith(line)

@@ -186,7 +186,7 @@ def test_an_unknown_field_of_this_version_is_refused(path):
 
 
 def tensor(body):
-    return body["tensors"]["t0"]
+    return body["tensors"]["w"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def tensor(body):
         (lambda b: tensor(b).update(dtype={}), "unknown dtype"),
         (lambda b: tensor(b).update(file="../x.safetensors"), "malformed tensor entry"),
         (lambda b: tensor(b).update(digest="0"), "malformed tensor entry"),
-        (lambda b: b["tensors"].update(t0=[]), "is not a table"),
+        (lambda b: b["tensors"].update(w=[]), "is not a table"),
         (lambda b: b["tensors"].update(t1=tensor(b)), "a tensor that is not in the tree"),
         (lambda b: b.update(tensors={}), "a file that holds no tensor"),
         (lambda b: b.update(tensors={}, files={}), r"tree\['w'\].*which is not listed"),

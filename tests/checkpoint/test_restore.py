@@ -256,3 +256,81 @@ def test_an_unknown_device_is_refused(path):
     save(path, 1)
     with pytest.raises(ValueError, match="device='gpu' is unknown"):
         load(path, device="gpu")
+
+
+def test_what_fits_is_restored_and_the_rest_is_left_and_listed(path):
+    save(
+        path,
+        {
+            "same": numbers(1),
+            "shape": np.ones(3),
+            "kind": [1, 2],
+            "p": Parameter(np.ones(2), name="p"),
+            "s": Stateful({"epoch": 3}),
+            "nested": {"a": np.ones(2), "old": 1},
+            "epoch": 7,
+        },
+    )
+    into = {
+        "same": np.zeros((3, 4), np.float32),
+        "shape": np.zeros(4),
+        "kind": (5, 6, 7),
+        "p": Parameter(np.zeros(2), name="q"),
+        "s": Refusing({"epoch": 0}),
+        "nested": {"a": np.zeros(2), "new": "mine"},
+        "epoch": 0,
+    }
+    with pytest.warns(UserWarning, match="these parts were not loaded") as told:
+        result = load(path, into=into, strict=False)
+    assert trees.same(result["same"], numbers(1))
+    assert result["same"] is into["same"]
+    assert (result["shape"].any(), result["kind"], result["epoch"]) == (False, (5, 6, 7), 7)
+    assert result["p"].data.tolist() == [0, 0]
+    assert result["s"].state == {"epoch": 0}
+    assert result["nested"]["a"].tolist() == [1, 1]
+    assert result["nested"]["new"] == "mine"
+    lines = str(told[0].message).splitlines()[1:]
+    assert [line.split(":")[0] for line in lines] == [
+        "  - tree['shape']",
+        "  - tree['kind']",
+        "  - tree['p']",
+        "  - tree['s']",
+        "  - tree['nested']",
+    ]
+
+
+def test_an_optimizer_takes_what_fits_if_asked_to(path):
+    shapes = {"a": 3, "b": 2}
+    a, b = (Parameter(np.ones(size, np.float32), name=name) for name, size in shapes.items())
+    optimizer = optim.Adam([a, b])
+    a.grad, b.grad = np.ones(3, np.float32), np.ones(2, np.float32)
+    optimizer.step()
+    save(path, {"optimizer": optimizer})
+    other = optim.Adam([a, Parameter(np.ones(5, np.float32), name="b")])
+    with pytest.raises(CheckpointError, match="Adam refused its state"):
+        load(path, into={"optimizer": other})
+    with pytest.warns(UserWarning, match="were not loaded"):
+        load(path, into={"optimizer": other}, strict=False)
+    assert list(other.state_dict()["state"]) == [0]
+
+
+def test_an_object_that_refuses_is_an_error_even_if_not_strict(path):
+    save(path, [numbers(), Stateful({"epoch": 1})])
+    target, refusing = np.zeros((3, 4), np.float32), type("Stateful", (Refusing,), {})({"a": 1})
+    with pytest.raises(CheckpointError, match="refused its state"):
+        load(path, into=[target, refusing], strict=False)
+    assert not target.any()
+
+
+def test_damage_is_an_error_even_if_not_strict(path):
+    save(path, {"w": numbers()})
+    shard = path / "data-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(CheckpointError, match="do not match"):
+        load(path, into={"w": np.zeros((3, 4), np.float32), "x": 1}, strict=False)
+
+
+def test_not_to_be_strict_about_nothing_is_refused(path):
+    save(path, 1)
+    with pytest.raises(ValueError, match="give the tree to restore"):
+        load(path, strict=False)
