@@ -2,6 +2,7 @@
 
 from lucid_gpu.checkpoint.checkpointer import Checkpointer
 from lucid_gpu.checkpoint.errors import CheckpointError
+from lucid_gpu.checkpoint.export import export_safetensors
 from lucid_gpu.checkpoint.files import load, save
 from lucid_gpu.checkpoint.lazy import OpenCheckpoint, open  # noqa: A004
 from lucid_gpu.checkpoint.steps import latest
@@ -10,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "OpenCheckpoint",
+    "export_safetensors",
     "latest",
     "load",
     "open",

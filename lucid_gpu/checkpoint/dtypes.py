@@ -87,11 +87,15 @@ def is_extension(dtype: DType) -> bool:
 
 def storage(dtype: DType, shape: tuple[int, ...]) -> tuple[str, list[int]]:
     """Return the safetensors dtype code and shape under which an array is stored."""
-    spelled = to_json(dtype)
-    code = _SAFETENSORS.get(spelled) if isinstance(spelled, str) else None
-    if code is None:
+    if is_raw(dtype):
         return "U8", [math.prod(shape) * dtype.itemsize]
-    return code, list(shape)
+    return _SAFETENSORS[to_json(dtype)], list(shape)
+
+
+def is_raw(dtype: DType) -> bool:
+    """Say whether safetensors has no name for a dtype, so that it is stored as bytes."""
+    spelled = to_json(dtype)
+    return not isinstance(spelled, str) or spelled not in _SAFETENSORS
 
 
 def _spell(dtype: DType) -> Any:

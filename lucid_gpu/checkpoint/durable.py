@@ -180,6 +180,25 @@ def new_file(directory: int, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def publish_file(target: Path, write: Callable[[int], None]) -> None:
+    """Put a file in the place of ``target``, with all that ``write`` puts into it, or not at all.
+
+    Raises:
+        OSError: the system refused a call.
+    """
+    with open_directory(target.parent) as parent:
+        working = _working_name(target.name)
+        try:
+            with new_file(parent, working) as descriptor:
+                write(descriptor)
+            os.rename(working, target.name, src_dir_fd=parent, dst_dir_fd=parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(working, dir_fd=parent)
+            raise
+        os.fsync(parent)
+
+
 def write_all(descriptor: int, data: Any) -> None:
     """Write all of ``data``, however little one call takes."""
     rest = memoryview(data)

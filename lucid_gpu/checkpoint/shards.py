@@ -50,9 +50,10 @@ def plan(arrays: Mapping[str, Array]) -> list[list[str]]:
     return [sorted(names, key=lambda name: -_alignment(arrays[name].dtype)) for names in shards]
 
 
-def header(layout: Layout) -> bytes:
+def header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the header of a safetensors file: its length, and JSON padded to 8 bytes."""
-    entries, start = {}, 0
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    start = 0
     for name, (dtype, shape) in layout.items():
         code, stored = dtypes.storage(dtype, shape)
         stop = start + Tensor(dtype, shape, "", "").nbytes
@@ -125,7 +126,7 @@ def read_exactly(descriptor: int, offset: int, target: memoryview) -> None:
 
 
 def _alignment(dtype: dtypes.DType) -> int:
-    return 1 if dtypes.storage(dtype, ())[0] == "U8" else dtype.itemsize
+    return 1 if dtypes.is_raw(dtype) else dtype.itemsize
 
 
 def _write_array(descriptor: int, array: Array, rest: Rest) -> str:
