@@ -32,6 +32,12 @@ def _nodes(old: Reader, new: Reader, before: Node, after: Node, path: Place) -> 
         yield from _arrays(old, new, before["$array"], after["$array"], path)
     elif tags in (("$parameter", "$parameter"), ("$object", "$object")):
         yield from _fields(old, new, before[tags[0]], after[tags[0]], path)
+    elif tags[0] in ("$named", "$dataclass", "$random") and tags[0] == tags[1]:
+        yield from _classes(before[tags[0]], after[tags[0]], path)
+        if parts[0] is not None and parts[1] is not None:
+            yield from _collections(old, new, parts[0], parts[1], path)
+        elif before != after:
+            yield f"{path}: another state"
     elif parts[0] is not None and parts[1] is not None and _kind(before) == _kind(after):
         yield from _collections(old, new, *parts, path)  # type: ignore[arg-type]
     elif before != after or type(before) is not type(after):
@@ -64,6 +70,11 @@ def _fields(
         yield from _nodes(old, new, before["state"], after["state"], path)
 
 
+def _classes(before: dict[str, Any], after: dict[str, Any], path: Place) -> Iterator[str]:
+    if before["class"] != after["class"]:
+        yield f"{path}: class {before['class']!r} became {after['class']!r}"
+
+
 def _arrays(old: Reader, new: Reader, before: str, after: str, path: Place) -> Iterator[str]:
     a, b = old.manifest.tensors[before], new.manifest.tensors[after]
     if (a.dtype, a.shape) != (b.dtype, b.shape):
@@ -89,14 +100,15 @@ def _kind(node: Node) -> str:
     """Return what a collection is, whatever the form in which it is stored."""
     if type(node) is list:
         return "list"
-    return "tuple" if split(node)[0] == "$tuple" else "dict"
+    tag = split(node)[0]
+    return "dict" if tag in (None, "$dict") else tag.removeprefix("$")
 
 
 def _name(reader: Reader, node: Node) -> str:
     tag, payload = split(node)
     if tag == "$array":
         return describe.tensor(reader.manifest.tensors[payload])
-    if tag == "$object":
+    if tag in ("$object", "$random"):
         return printable(payload["class"])
     if tag == "$parameter":
         return "a Parameter"

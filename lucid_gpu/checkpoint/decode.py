@@ -6,11 +6,13 @@ import base64
 import json
 import math
 import struct
+from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lucid_gpu.checkpoint import dtypes
+from lucid_gpu.checkpoint import dtypes, random_state
 from lucid_gpu.checkpoint.place import ROOT, Place
 from lucid_gpu.checkpoint.tree import EXACT, MAX_DEPTH, Node, collide, split
 from lucid_gpu.device.arrays import Array, is_array
@@ -39,7 +41,7 @@ class Decoder:
         self._parameters: dict[int, tuple[Any, Parameter]] = {}
 
     def decode(self, node: Node, path: Place = ROOT, depth: int = 0) -> Any:
-        """Return the tree of ``node``; objects come back as their plain state dict."""
+        """Return the tree of ``node``; what is of a class of its own comes back as plain data."""
         if depth > MAX_DEPTH:
             raise TreeError(f"{path}: nested more than {MAX_DEPTH} deep")
         if type(node) is list:
@@ -133,6 +135,45 @@ class Decoder:
             raise TypeError
         return self.decode(payload["state"], path, depth)
 
+    def _ordered(self, payload: Any, path: Place, depth: int) -> OrderedDict[Any, Any]:
+        return OrderedDict(self._dict(payload, path, depth))
+
+    def _set(self, payload: Any, path: Place, depth: int) -> set[Any]:
+        if type(payload) is not list:
+            raise TypeError
+        items = [self.decode(item, path, depth) for item in payload]
+        if collide(items) or len(set(items)) != len(items):
+            raise TreeError(f"{path}: the items of a set repeat or collide")
+        return set(items)
+
+    def _frozenset(self, payload: Any, path: Place, depth: int) -> frozenset[Any]:
+        return frozenset(self._set(payload, path, depth))
+
+    def _complex(self, payload: Any, *_: Any) -> complex:
+        return complex(*struct.unpack(">dd", bytes.fromhex(payload)))
+
+    def _path(self, payload: Any, path: Place, depth: int) -> Path:
+        return Path(_checked(self.decode(payload, path, depth), str))
+
+    def _enum(self, payload: Any, path: Place, depth: int) -> Any:
+        if not {type(payload["class"]), type(payload["name"])} <= {str, type(None)}:
+            raise TypeError
+        value = self.decode(payload["value"], path, depth)
+        if type(value) not in (str, int, float, bool):
+            raise TypeError
+        return value
+
+    def _named(self, payload: Any, path: Place, depth: int) -> tuple[Any, ...]:
+        return tuple(self._dataclass(payload, path, depth).values())
+
+    def _dataclass(self, payload: Any, path: Place, depth: int) -> dict[str, Any]:
+        _checked(payload["class"], str)
+        fields = _checked(payload["fields"], dict)
+        return {name: self.decode(node, path.child(name), depth) for name, node in fields.items()}
+
+    def _random(self, payload: Any, path: Place, depth: int) -> Any:
+        return random_state.from_state(payload["class"], self.decode(payload["state"], path, depth))
+
     _by_tag: ClassVar[dict[str, Callable[..., Any]]] = {
         "$dict": _dict,
         "$tuple": _tuple,
@@ -144,7 +185,22 @@ class Decoder:
         "$array": _array,
         "$parameter": _parameter,
         "$object": _object,
+        "$ordered": _ordered,
+        "$set": _set,
+        "$frozenset": _frozenset,
+        "$complex": _complex,
+        "$path": _path,
+        "$enum": _enum,
+        "$named": _named,
+        "$dataclass": _dataclass,
+        "$random": _random,
     }
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError
+    return value
 
 
 def _raw(text: Any) -> bytes:

@@ -55,7 +55,9 @@ def value(node: Node) -> str:
 def children(node: Node) -> dict[Any, Node] | None:
     """Return the parts of a collection by key or index; None for what has no parts."""
     tag, payload = split(node)
-    if tag == "$dict":
+    if tag in ("$named", "$dataclass"):
+        return dict(payload["fields"])
+    if tag in ("$dict", "$ordered"):
         return Decoder(_nothing).pairs(payload, ROOT)
     if type(node) is dict and tag is None:
         return dict(node)
@@ -68,7 +70,7 @@ def is_plain(node: Node) -> bool:
     """Say whether a node holds no array, Parameter or object."""
     parts = children(node)
     if parts is None:
-        return split(node)[0] not in ("$array", "$parameter", "$object")
+        return split(node)[0] not in ("$array", "$parameter", "$object", "$random")
     return all(map(is_plain, parts.values()))
 
 
@@ -85,6 +87,11 @@ def _lines(manifest: Manifest, node: Node, label: str, indent: str) -> Iterator[
     elif tag == "$object":
         yield f"{indent}{label}: {printable(payload['class'])}"
         yield from _parts(manifest, payload["state"], indent)
+    elif tag == "$random":
+        yield f"{indent}{label}: {printable(payload['class'])}"
+    elif tag in ("$named", "$dataclass"):
+        yield f"{indent}{label}: {printable(payload['class'])}"
+        yield from _parts(manifest, node, indent)
     elif children(node) is None or (is_plain(node) and len(value(node)) < WIDTH - len(indent)):
         yield f"{indent}{label}: {value(node)}"
     else:

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Save a tree as one checkpoint: the new directory ``path`` appears whole, or not at all.
 
-    When this returns, the checkpoint survives a power cut. Gradients are not saved.
+    When this returns, the checkpoint survives a power cut. Gradients are not saved. An array that
+    another thread changes meanwhile is stored as it was piece by piece, some old, some new.
 
     Args:
         path: the directory to create; missing parents are created too.
-        tree: dicts (with str or int keys), lists, tuples, None, bool, int, float, str, bytes,
-            NumPy and CuPy arrays, NumPy scalars, Parameters, and objects with ``state_dict`` and
-            ``load_state_dict``, nested at will.
+        tree: dicts (with str or int keys), lists, tuples, sets, None, bool, numbers, str, bytes,
+            NumPy and CuPy arrays, NumPy scalars, Parameters, objects with ``state_dict`` and
+            ``load_state_dict``, random generators of NumPy and Python, paths, enum members,
+            namedtuples, dataclasses, OrderedDicts and defaultdicts, nested at will. An array that
+            stands in two places comes back as one; views that overlap, like x and x[:2], come
+            back with memory of their own.
 
     Raises:
         TypeError: the tree holds something else; the text says where. Nothing was written.
@@ -81,7 +85,9 @@ def load(
             tuples, in the tree that is returned as well as in ``into``.
 
     Returns:
-        The tree. Objects come back as their state dicts; with ``into``, as themselves.
+        The tree. With ``into``, objects, namedtuples, dataclasses and enum members come back as
+        what they are there; without it as plain data: a state dict, a tuple, a dict of fields, the
+        value of the member. A defaultdict comes back as a dict.
 
     Raises:
         CheckpointError: the checkpoint is damaged, does not fit ``into``, or nothing in it is

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from enum import Enum, Flag
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
+from lucid_gpu.checkpoint import random_state
 from lucid_gpu.checkpoint.decode import Decoder
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.place import ROOT, Place, printable, shown
-from lucid_gpu.checkpoint.tree import Node, is_stateful, offers, split
+from lucid_gpu.checkpoint.tree import Node, fields_of, is_record, is_stateful, offers, split
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
@@ -56,6 +62,7 @@ class _Restore:
         self._sources: dict[tuple[Any, ...], tuple[str, Place]] = {}
         self._objects: list[tuple[Any, Node, Place]] = []
         self._settings: list[tuple[Parameter, bool, str | None]] = []
+        self._generators: list[tuple[Any, Any]] = []
         self._wanted: set[str] = set()
         self._returned: set[str] = set()
         self._fresh: dict[str, Array] = {}
@@ -85,6 +92,8 @@ class _Restore:
             parameter.requires_grad = requires_grad
             if text is not None:
                 parameter.data = text
+        for generator, saved in self._generators:
+            random_state.give_state(saved, generator)
         return build()
 
     def _match(self, node: Node, target: Any, path: Place) -> Build:
@@ -98,20 +107,9 @@ class _Restore:
             return lambda: target
 
     def _match_exactly(self, node: Node, target: Any, path: Place) -> Build:
-        tag, payload = split(node)
-        if isinstance(target, Parameter):
-            return self._match_parameter(node, target, path)
-        if is_array(target):
-            if tag != "$array":
-                self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is an array")
-            self._note_array(payload, target, path)
-            return lambda: target
-        if type(target) is dict:
-            return self._match_dict(node, target, path)
-        if type(target) in (list, tuple):
-            return self._match_sequence(node, target, path)
-        if is_stateful(target):
-            return self._match_object(node, target, path)
+        for is_kind, match in self._by_kind:
+            if is_kind(target):
+                return match(self, node, target, path)
         if target is not None and (_is_structure(node) or not isinstance(target, _PLAIN)):
             self._refuse(
                 path,
@@ -121,10 +119,22 @@ class _Restore:
         Decoder(self._want_back).decode(node, path)
         return lambda: self._decoder.decode(node, path)
 
+    def _match_array(self, node: Node, target: Array, path: Place) -> Build:
+        tag, payload = split(node)
+        if tag != "$array":
+            self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is an array")
+        self._note_array(payload, target, path)
+        return lambda: target
+
     def _match_dict(self, node: Node, target: dict[Any, Any], path: Place) -> Build:
         tag, payload = split(node)
-        if type(node) is not dict or tag not in (None, "$dict"):
-            self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is a dict")
+        kind = type(target)
+        if type(node) is not dict or tag not in (
+            ("$ordered",) if kind is OrderedDict else (None, "$dict")
+        ):
+            self._refuse(
+                path, f"the checkpoint has {_kind(node)}, and the target is a {kind.__name__}"
+            )
         saved = node if tag is None else self._decoder.pairs(payload, path)
         missing = [key for key in saved if key not in target]
         extra = [key for key in target if key not in saved]
@@ -138,7 +148,15 @@ class _Restore:
             for key in target
             if key in saved
         }
-        return lambda: {key: parts[key]() if key in parts else target[key] for key in target}
+        order = saved if kind is OrderedDict and self._strict else target
+
+        def build() -> Any:
+            built = {key: parts[key]() if key in parts else target[key] for key in order}
+            if isinstance(target, defaultdict):
+                return defaultdict(target.default_factory, built)
+            return kind(built)
+
+        return build
 
     def _match_sequence(self, node: Node, target: Any, path: Place) -> Build:
         kind = type(target)
@@ -184,6 +202,62 @@ class _Restore:
             self._note_array(data, target.data, Place(path.keys, ".data"))
         self._settings.append((target, payload["requires_grad"], text))
         return lambda: target
+
+    def _match_random(self, node: Node, target: Any, path: Place) -> Build:
+        tag, _ = split(node)
+        saved = self._decoder.decode(node, path) if tag == "$random" else None
+        if saved is None or not random_state.are_alike(target, saved):
+            found = repr(saved) if saved is not None else _kind(node)
+            self._refuse(path, f"the checkpoint has {found}, and the target is {target!r}")
+        self._generators.append((target, saved))
+        return lambda: target
+
+    def _match_enum(self, node: Node, target: Enum, path: Place) -> Build:
+        tag, payload = split(node)
+        kind = type(target)
+        if tag != "$enum" or payload["class"] != kind.__name__:
+            self._refuse(path, f"the checkpoint has {_kind(node)}, and the target is {target!r}")
+        value = self._decoder.decode(node, path)
+        member = kind.__members__.get(payload["name"])
+        if member is None and isinstance(target, Flag):
+            with contextlib.suppress(ValueError):
+                member = kind(value)
+        if member is None:
+            self._refuse(path, f"{kind.__name__} has no member {shown(payload['name'])}")
+        return lambda: member
+
+    def _match_record(self, node: Node, target: Any, path: Place) -> Build:
+        """Match a namedtuple or a dataclass: what comes back is of the class of the target."""
+        tag, payload = split(node)
+        kind, names = type(target), fields_of(target)
+        is_tuple = isinstance(target, tuple)
+        if tag != ("$named" if is_tuple else "$dataclass") or payload["class"] != kind.__name__:
+            self._refuse(
+                path, f"the checkpoint has {_kind(node)}, and the target is a {kind.__name__}"
+            )
+        saved = payload["fields"]
+        if set(saved) != set(names):
+            self._refuse(
+                path,
+                f"the fields {_listed(list(saved))} were saved, and {kind.__name__} has "
+                f"{_listed(list(names))}",
+            )
+        parts = {
+            name: self._match(saved[name], getattr(target, name), path.child(name))
+            for name in names
+        }
+
+        def build() -> Any:
+            built = {name: part() for name, part in parts.items()}
+            if is_tuple:
+                return target._replace(**built)
+            made = copy.copy(target)
+            for name, value in built.items():
+                # Frozen ones are made in this way too.
+                object.__setattr__(made, name, value)
+            return made
+
+        return build
 
     def _want(self, name: str, _path: Place) -> Array:
         self._wanted.add(name)
@@ -266,9 +340,31 @@ class _Restore:
     def _refuse(self, path: Place, why: str) -> NoReturn:
         raise _MisfitError(f"{self._reader.path}: {path}: {why}")
 
+    _by_kind: ClassVar[tuple[tuple[Callable[[Any], bool], Callable[..., Build]], ...]] = (
+        (lambda target: isinstance(target, Parameter), _match_parameter),
+        (is_array, _match_array),
+        (lambda target: type(target) in (dict, OrderedDict, defaultdict), _match_dict),
+        (lambda target: type(target) in (list, tuple), _match_sequence),
+        (is_stateful, _match_object),
+        (lambda target: type(target) in random_state.KINDS, _match_random),
+        (lambda target: isinstance(target, Enum), _match_enum),
+        (is_record, _match_record),
+    )
+
 
 _NOTHING = np.empty(0)
-_PLAIN = (bool, int, float, str, bytes, np.generic)
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, set, frozenset, PurePath)
+_STRUCTURES = (
+    "$dict",
+    "$ordered",
+    "$tuple",
+    "$named",
+    "$dataclass",
+    "$array",
+    "$parameter",
+    "$object",
+    "$random",
+)
 
 
 def _state_to_keep(target: Any) -> Any:
@@ -293,15 +389,13 @@ def _is_plain(array: Array) -> bool:
 
 def _is_structure(node: Node) -> bool:
     tag, _ = split(node)
-    return type(node) is list or (
-        type(node) is dict and tag in (None, "$dict", "$tuple", "$array", "$parameter", "$object")
-    )
+    return type(node) is list or (type(node) is dict and (tag is None or tag in _STRUCTURES))
 
 
 def _kind(node: Node) -> str:
     tag, _ = split(node)
     name = type(node).__name__ if tag is None else tag.removeprefix("$")
-    return f"{'an' if name[0] in 'aio' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
 
 def _listed(keys: list[Any]) -> str:

@@ -6,16 +6,19 @@ Arrays leave the tree: a node holds the name of each, and the arrays go to the s
 from __future__ import annotations
 
 import base64
+import dataclasses
 import inspect
+import json
 import math
 import struct
-import sys
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
+from enum import Enum
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.checkpoint import dtypes
+from lucid_gpu.checkpoint import dtypes, random_state
 from lucid_gpu.checkpoint.place import ROOT, Place, shown
 from lucid_gpu.device.arrays import Array, address, device_of, is_array, is_cupy
 from lucid_gpu.parameter import Parameter
@@ -35,6 +38,27 @@ _RESERVED = "__metadata__"
 
 EXACT = 2**53
 """Integers below this size are the same number to every JSON parser."""
+
+
+def is_record(value: Any) -> bool:
+    """Say whether ``value`` is a namedtuple or an instance of a dataclass."""
+    if isinstance(value, tuple):
+        return hasattr(value, "_fields")
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def fields_of(record: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a namedtuple or dataclass."""
+    if isinstance(record, tuple):
+        return tuple(record._fields)  # type: ignore[attr-defined]
+    return tuple(field.name for field in dataclasses.fields(record))
+
+
+def is_stateful(value: Any) -> bool:
+    """Say whether ``value`` is an object that gives and takes a state dict."""
+    return not isinstance(value, type) and all(
+        callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
+    )
 
 
 class Encoder:
@@ -61,20 +85,19 @@ class Encoder:
         encoder = self._by_type.get(type(value))
         if encoder is not None:
             return encoder(self, value, path, depth + 1)
-        if isinstance(value, np.generic):
-            return self._scalar(value, path)
-        if is_array(value) or isinstance(value, np.ndarray):
-            return {"$array": self._array(value, path)}
-        if isinstance(value, Parameter):
-            return self._parameter(value, path, depth + 1)
-        if is_stateful(value):
-            state = self.encode(self._state(value), path, depth + 1)
-            return {"$object": {"class": type(value).__name__, "state": state}}
+        for is_kind, encode in self._by_kind:
+            if is_kind(value):
+                return encode(self, value, path, depth + 1)
         raise TypeError(
             f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint "
-            "cannot hold: use dicts, lists, tuples, numbers, str, bytes, arrays, Parameters, or "
-            "an object with state_dict and load_state_dict"
+            "cannot hold: use dicts, lists, tuples, sets, numbers, str, bytes, arrays, Parameters, "
+            "records, random generators of NumPy and Python, or an object with state_dict and "
+            "load_state_dict"
         )
+
+    def _object(self, value: Any, path: Place, depth: int) -> Node:
+        state = self.encode(self._state(value), path, depth)
+        return {"$object": {"class": type(value).__name__, "state": state}}
 
     def _state(self, value: Any) -> Any:
         """Return the state of an object: its own arrays, if it gives them, as none is changed."""
@@ -103,6 +126,45 @@ class Encoder:
     def _tuple(self, value: tuple[Any, ...], path: Place, depth: int) -> Node:
         return {"$tuple": [self.encode(v, path.child(i), depth) for i, v in enumerate(value)]}
 
+    def _ordered(self, value: dict[Any, Any], path: Place, depth: int) -> Node:
+        encoded = self._dict(value, path, depth)
+        tag, pairs = split(encoded)
+        return {"$ordered": pairs if tag else [list(pair) for pair in encoded.items()]}
+
+    def _set(self, value: set[Any] | frozenset[Any], path: Place, depth: int) -> Node:
+        place = Place(path.keys, "{…}")
+        items = [self.encode(item, place, depth) for item in value]
+        if collide(value):
+            raise ValueError(f"{path} has items that collide: keep them in a list")
+        # Sets have no order that lasts: the same set is to give the same bytes.
+        return {f"${type(value).__name__}": sorted(items, key=json.dumps)}
+
+    def _complex(self, value: complex, *_: Any) -> Node:
+        return {"$complex": struct.pack(">dd", value.real, value.imag).hex()}
+
+    def _enum(self, value: Enum, path: Place, _depth: int) -> Node:
+        if type(value.value) not in (str, int, float, bool):
+            raise TypeError(f"{path} is {value!r:.100}, whose value is no str or number")
+        node = self.encode(value.value, path)
+        return {"$enum": {"class": type(value).__name__, "name": value.name, "value": node}}
+
+    def _record(self, value: Any, path: Place, depth: int) -> Node:
+        """Encode a namedtuple or a dataclass."""
+        names = fields_of(value)
+        fields = {
+            name: self.encode(getattr(value, name), path.child(name), depth) for name in names
+        }
+        tag = "$named" if isinstance(value, tuple) else "$dataclass"
+        return {tag: {"class": type(value).__name__, "fields": fields}}
+
+    def _random(self, value: Any, path: Place, depth: int) -> Node:
+        try:
+            state = random_state.state_of(value)
+        except TypeError as error:
+            raise TypeError(f"{path}: {error}") from None
+        kind = random_state.KINDS[type(value)]
+        return {"$random": {"class": kind, "state": self.encode(state, path, depth)}}
+
     def _int(self, value: int, *_: Any) -> Node:
         return value if abs(value) < EXACT else {"$int": hex(value)}
 
@@ -115,11 +177,14 @@ class Encoder:
     def _bytes(self, value: bytes, *_: Any) -> Node:
         return {"$bytes": _text(value)}
 
-    def _scalar(self, value: np.generic, path: Place) -> Node:
+    def _path(self, value: PurePath, *_: Any) -> Node:
+        return {"$path": self._str(str(value))}
+
+    def _scalar(self, value: np.generic, path: Place, _depth: int) -> Node:
         spelled = _spelled(value.dtype, path)
         return {"$scalar": {"dtype": spelled, "data": _text(_scalar_bytes(value))}}
 
-    def _array(self, value: Array, path: Place) -> str:
+    def _array(self, value: Array, path: Place, _depth: int) -> Node:
         if not is_cupy(value) and type(value) not in (np.ndarray, np.memmap):
             raise TypeError(
                 f"{path} is a {type(value).__name__}, of which only the plain values could be "
@@ -133,7 +198,7 @@ class Encoder:
         if key not in self._names:
             self._names[key] = self._new_name(path)
             self.arrays[self._names[key]] = value
-        return self._names[key]
+        return {"$array": self._names[key]}
 
     def _new_name(self, path: Place) -> str:
         """Return the name of a tensor: its path, and a number if another has that already."""
@@ -162,7 +227,22 @@ class Encoder:
         float: _float,
         str: _str,
         bytes: _bytes,
+        complex: _complex,
+        OrderedDict: _ordered,
+        defaultdict: _dict,
+        set: _set,
+        frozenset: _set,
+        **dict.fromkeys(random_state.KINDS, _random),
     }
+    _by_kind: ClassVar[tuple[tuple[Callable[[Any], bool], Callable[..., Node]], ...]] = (
+        (lambda value: isinstance(value, np.generic), _scalar),
+        (lambda value: is_array(value) or isinstance(value, np.ndarray), _array),
+        (lambda value: isinstance(value, Parameter), _parameter),
+        (is_stateful, _object),
+        (lambda value: isinstance(value, PurePath), _path),
+        (lambda value: isinstance(value, Enum), _enum),
+        (is_record, _record),
+    )
 
 
 def split(node: Node) -> tuple[str | None, Any]:
@@ -173,20 +253,17 @@ def split(node: Node) -> tuple[str | None, Any]:
 
 
 def collide(keys: Collection[Any]) -> bool:
-    """Say whether so many int keys have one hash that a dict of them takes quadratic time."""
-    hashes = [hash(key) for key in keys if type(key) is int and abs(key) >= _LEAST_COLLISION]
-    return len(hashes) > _MOST_COLLISIONS and max(Counter(hashes).values()) > _MOST_COLLISIONS
+    """Say whether so many keys have one hash that a dict or set of them takes quadratic time.
+
+    The hashes of text differ from process to process, so no file can make them collide.
+    """
+    if len(keys) <= _MOST_COLLISIONS:
+        return False
+    hashes = Counter(hash(key) for key in keys if type(key) not in (str, bytes))
+    return bool(hashes) and max(hashes.values()) > _MOST_COLLISIONS
 
 
-_LEAST_COLLISION = sys.hash_info.modulus
 _MOST_COLLISIONS = 100
-
-
-def is_stateful(value: Any) -> bool:
-    """Say whether ``value`` is an object that gives and takes a state dict."""
-    return not isinstance(value, type) and all(
-        callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")
-    )
 
 
 def offers(method: Callable[..., Any], parameter: str) -> bool:

@@ -1,6 +1,11 @@
 """The format is frozen: what was written once is read for ever, and written the same way."""
 
+import random
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +13,7 @@ import pytest
 
 from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import Checkpointer, load, shards
+from lucid_gpu.checkpoint.decode import Decoder
 from tests.checkpoint import trees
 from tests.checkpoint.stateful import Stateful
 
@@ -43,18 +49,69 @@ def tree():
     }
 
 
+def tree_1_1():
+    return {
+        **tree(),
+        "containers": [
+            OrderedDict(b=1, a=2),
+            {3, "x"},
+            frozenset({b"y"}),
+            1 - 2j,
+            Path("data/images"),
+            Mode.EVAL,
+            Point(np.arange(2), 3),
+            Settings(0.5),
+        ],
+        "random": [np.random.default_rng(1), np.random.RandomState(2), random.Random(3)],
+    }
+
+
+class Mode(Enum):
+    EVAL = "eval"
+
+
+class Point(NamedTuple):
+    x: np.ndarray
+    y: int
+
+
+@dataclass
+class Settings:
+    rate: float
+
+
 def loaded_tree():
     return {**tree(), "scheduler": {"last_epoch": 3, "lrs": (0.1, 0.2)}}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_golden_checkpoint_of_every_version_loads(version):
-    assert trees.same(load(VERSIONS[version]), loaded_tree())
+    loaded = load(VERSIONS[version])
+    assert trees.same({key: loaded[key] for key in tree()}, loaded_tree())
+
+
+def test_the_containers_and_random_state_of_version_1_1_load():
+    loaded = load(VERSIONS["1.1"])
+    point = loaded["containers"].pop(6)
+    assert trees.same(point, (np.arange(2), 3))
+    assert loaded["containers"] == [
+        OrderedDict(b=1, a=2),
+        {3, "x"},
+        frozenset({b"y"}),
+        1 - 2j,
+        Path("data/images"),
+        "eval",
+        {"rate": 0.5},
+    ]
+    for found, saved in zip(loaded["random"], tree_1_1()["random"], strict=True):
+        method = "random" if isinstance(saved, random.Random) else "random_sample"
+        method = method if hasattr(saved, method) else "random"
+        assert getattr(found, method)() == getattr(saved, method)()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_golden_checkpoint_of_every_version_is_restored_in_place(version):
-    place = tree()
+    place = {**dict.fromkeys(load(VERSIONS[version])), **tree()}
     place["model"]["w"].data[...] = 0
     place["arrays"][0][...] = 0
     load(VERSIONS[version], into=place)
@@ -65,7 +122,7 @@ def test_the_golden_checkpoint_of_every_version_is_restored_in_place(version):
 def test_the_same_tree_is_written_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 64)
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1200, tree())
+        checkpointer.save(1200, tree_1_1())
     written = {file.name: file.read_bytes() for file in (tmp_path / STEP).iterdir()}
     golden = {file.name: file.read_bytes() for file in VERSIONS["1.1"].iterdir()}
     assert written == golden
@@ -76,3 +133,8 @@ def test_the_golden_manifest_begins_with_format_version_and_step(version):
     numbers = version.replace(".", ",")
     line = f'{{"format":"lucid_gpu.checkpoint","version":[{numbers}],"step":1200'
     assert (VERSIONS[version] / "manifest.json").read_text().startswith(line)
+
+
+def test_every_tag_is_described():
+    text = (Path(__file__).parents[2] / "docs" / "checkpoint-format.md").read_text()
+    assert [tag for tag in Decoder._by_tag if f"| `{tag}` |" not in text] == []

@@ -110,6 +110,7 @@ SAVED = {
         ("l", (1, 2), "has a list, and the target is a tuple"),
         ("tuple", [1], "has a tuple, and the target is a list"),
         ("l", {1, 2}, "put None there"),
+        ("l", range(2), "put None there"),
         ("new", 1, r"tree: the target lacks the keys \[\], and only it has \['new'\]"),
     ],
 )
