@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import warnings
 import weakref
@@ -18,10 +19,11 @@ from lucid_gpu.checkpoint.errors import (
 )
 from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.shards import Rest, no_rest
+from lucid_gpu.checkpoint.signals import StopRequests
 from lucid_gpu.checkpoint.tree import Encoder, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lucid_gpu.checkpoint.reader import Reader
     from lucid_gpu.device.arrays import Array
@@ -40,9 +42,15 @@ class Checkpointer:
         directory: where the checkpoints are; created if missing.
         keep: how many of the newest checkpoints stay.
         keep_every: steps divisible by it stay too; None keeps no more than ``keep``.
+        save_on_signal: signals such as ``signal.SIGTERM``, which schedulers send to a job that
+            they are about to end. The first that arrives until ``close`` is only noted, in
+            ``interrupted_by``: the training loop looks there after each step, saves and stops.
+            Another one takes its usual effect.
 
     Raises:
-        ValueError: ``keep`` or ``keep_every`` is less than 1.
+        TypeError: ``save_on_signal`` is no sequence of signals.
+        ValueError: ``keep`` or ``keep_every`` is less than 1; ``save_on_signal`` names what cannot
+            be caught, or this is not the main thread, which alone may catch signals.
         CheckpointError: another Checkpointer holds the directory, or it cannot be used.
 
     Example:
@@ -56,10 +64,29 @@ class Checkpointer:
         ...     checkpointer.restore(into={"w": w, "step": None})["step"]
         [3, 4]
         4
+
+        A job that may be preempted:
+
+        >>> import signal
+        >>> run = tempfile.mkdtemp()
+        >>> with Checkpointer(run, save_on_signal=[signal.SIGTERM]) as checkpointer:
+        ...     for step in range(1, 1000):
+        ...         if step == 5:
+        ...             signal.raise_signal(signal.SIGTERM)
+        ...         if step % 100 == 0 or checkpointer.interrupted_by:
+        ...             checkpointer.save(step, {"w": w}, block=False)
+        ...         if checkpointer.interrupted_by:
+        ...             break
+        >>> checkpointer.steps(), checkpointer.interrupted_by.name
+        ([5], 'SIGTERM')
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], keep: int = 3, keep_every: int | None = None
+        self,
+        directory: str | os.PathLike[str],
+        keep: int = 3,
+        keep_every: int | None = None,
+        save_on_signal: Sequence[int] = (),
     ) -> None:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
@@ -74,7 +101,12 @@ class Checkpointer:
         self._notes: list[str] = []
         self._mutex = threading.RLock()
         self._is_busy = False
-        self._lock: int | None = _hold(self.directory)
+        self._requests = StopRequests(save_on_signal)
+        try:
+            self._lock: int | None = _hold(self.directory)
+        except BaseException:
+            self._requests.restore()
+            raise
         _living.add(self)
 
     def __enter__(self) -> Checkpointer:
@@ -82,6 +114,11 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def interrupted_by(self) -> signal.Signals | None:
+        """The signal of ``save_on_signal`` that arrived; None as long as none did."""
+        return self._requests.received
 
     def save(self, step: int, tree: Any, block: bool = True) -> None:
         """Save ``tree`` as the checkpoint of ``step``, then remove what is no longer kept.
@@ -177,6 +214,7 @@ class Checkpointer:
                 if self._lock is not None and not self._writer.is_writing:
                     durable.release(self._lock)
                     self._lock = None
+                    self._requests.restore()
                     self._why_closed = "this Checkpointer is closed"
 
     @contextlib.contextmanager
@@ -202,6 +240,7 @@ class Checkpointer:
         self._mutex = threading.RLock()
         self._is_busy = False
         self._writer.forget()
+        self._requests.restore()
         self._lock = None
         self._why_closed = "this Checkpointer belongs to the process that forked this one"
 

@@ -5,10 +5,11 @@ A path is one checkpoint, or the directory of a run, which stands for its newest
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lucid_gpu.checkpoint import compare, describe, manifest, steps
+from lucid_gpu.checkpoint import compare, describe, dtypes, steps
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -27,13 +28,16 @@ class Report(NamedTuple):
     exit_code: int
 
 
-def inspect(path: str | os.PathLike[str]) -> Report:
+def inspect(path: str | os.PathLike[str], as_json: bool = False) -> Report:
     """Describe a checkpoint: its tree with dtypes, shapes, sizes, groups and hyperparameters.
 
     The digests of the arrays are not checked: see ``verify``.
 
     Args:
         path: a checkpoint, or the directory of a run.
+        as_json: for programs: ``path``, ``step``, ``nbytes``, ``arrays`` (path in the tree →
+            ``dtype``, ``shape``, ``nbytes``, ``file``, ``digest``), and the ``tree`` as the
+            format has it.
 
     Returns:
         The description and 0, or the reason why there is none and 1.
@@ -51,6 +55,8 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     """
     try:
         with _open_newest(Path(path)) as reader:
+            if as_json:
+                return Report(json.dumps(_facts(reader), indent=2), 0)
             lines = [_summary(reader), *describe.tree(reader.manifest)]
     except CheckpointError as error:
         return Report(str(error), 1)
@@ -133,6 +139,27 @@ def _summary(reader: Reader) -> str:
     )
 
 
+def _facts(reader: Reader) -> dict[str, Any]:
+    content = reader.manifest
+    arrays = {
+        name: {
+            "dtype": dtypes.to_json(content.tensors[tensor].dtype),
+            "shape": content.tensors[tensor].shape,
+            "nbytes": content.tensors[tensor].nbytes,
+            "file": content.tensors[tensor].file,
+            "digest": content.tensors[tensor].digest,
+        }
+        for name, tensor in reader.names().items()
+    }
+    return {
+        "path": str(reader.path),
+        "step": content.step,
+        "nbytes": sum(entry.nbytes for entry in content.tensors.values()),
+        "arrays": arrays,
+        "tree": content.tree,
+    }
+
+
 def _open_newest(path: Path) -> Reader:
     while True:
         found = _steps(path)
@@ -146,7 +173,4 @@ def _open_newest(path: Path) -> Reader:
 
 def _steps(path: Path) -> list[int]:
     """Return the steps of a run; none for a path that is a checkpoint itself, or nothing."""
-    try:
-        return [] if (path / manifest.NAME).exists() else steps.found_in(path)
-    except OSError:
-        return []
+    return steps.found_in(path) if steps.is_run(path) else []

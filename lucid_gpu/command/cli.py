@@ -85,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         for path in paths:
             command.add_argument(path, type=Path, help="a checkpoint, or the directory of a run")
-        command.set_defaults(run=_reporter(getattr(report, name), paths, unreadable))
+        options = []
+        if name == "inspect":
+            command.add_argument("--json", dest="as_json", action="store_true", help="for programs")
+            options.append("as_json")
+        command.set_defaults(run=_reporter(getattr(report, name), [*paths, *options], unreadable))
     return parser
 
 
@@ -190,10 +194,10 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def _reporter(
-    make: Callable[..., report.Report], paths: Sequence[str], unreadable: int
+    make: Callable[..., report.Report], names: Sequence[str], unreadable: int
 ) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        result = make(*(getattr(arguments, path) for path in paths))
+        result = make(*(getattr(arguments, name) for name in names))
         if result.exit_code == unreadable:
             return _fail(result.text, unreadable)
         print(result.text)

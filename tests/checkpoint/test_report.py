@@ -1,10 +1,14 @@
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
+import xxhash
 
 from lucid_gpu import Parameter
 from lucid_gpu.checkpoint import Checkpointer, save
 from lucid_gpu.checkpoint.report import diff, inspect, verify
+from lucid_gpu.command import cli
 from tests.checkpoint.stateful import Stateful
 
 
@@ -60,6 +64,36 @@ def test_inspect_prints_the_tree_with_dtypes_shapes_sizes_and_hyperparameters(ru
         "  epoch: 3",
         "  prompt: Parameter 'Be brief.', frozen",
     ]
+
+
+def test_inspect_speaks_to_programs(run):
+    text, exit_code = inspect(run, as_json=True)
+    facts = json.loads(text)
+    assert exit_code == 0
+    assert (facts["path"], facts["step"]) == (str(run / "step-000000000002"), 2)
+    assert facts["nbytes"] == 88
+    assert {name: entry["shape"] for name, entry in facts["arrays"].items()} == {
+        "model/w": [2, 3],
+        "model/b": [5],
+        "optimizer/state/0/exp_avg": [2, 3],
+    }
+    entry = facts["arrays"]["model/w"]
+    assert (entry["dtype"], entry["nbytes"]) == ("<f4", 24)
+    assert entry["digest"] == xxhash.xxh3_128_hexdigest(np.ones((2, 3), np.float32))
+    assert facts["tree"]["epoch"] == 3
+
+
+def test_the_command_prints_what_programs_read(run, capsys):
+    assert cli.main(["inspect", "--json", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+    assert cli.main(["inspect", "--json", str(run / "absent")]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_what_programs_are_told_moves_no_cursor(tmp_path, quick_sync):
+    save(tmp_path / "c", {"\x1b[2J": np.ones(1)})
+    assert inspect(tmp_path / "c", as_json=True).text.isascii()
+    assert "\x1b" not in inspect(tmp_path / "c", as_json=True).text
 
 
 def test_inspect_of_a_run_shows_its_newest_step(run):
