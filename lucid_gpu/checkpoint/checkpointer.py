@@ -20,6 +20,7 @@ from lucid_gpu.checkpoint.errors import (
 from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.signals import StopRequests
+from lucid_gpu.checkpoint.storage import locate
 from lucid_gpu.checkpoint.tree import Encoder, Node
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class Checkpointer:
 
     Raises:
         TypeError: ``save_on_signal`` is no sequence of signals.
-        ValueError: ``keep`` or ``keep_every`` is less than 1; ``save_on_signal`` names what cannot
-            be caught, or this is not the main thread, which alone may catch signals.
+        ValueError: ``keep`` or ``keep_every`` is less than 1; ``directory`` is a URL;
+            ``save_on_signal`` names what cannot be caught, or this is not the main thread, which
+            alone may catch signals.
         CheckpointError: another Checkpointer holds the directory, or it cannot be used.
 
     Example:
@@ -91,6 +93,11 @@ class Checkpointer:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
+        if isinstance(locate(directory), str):
+            raise ValueError(
+                f"directory={directory!r} is the URL of a store, which has no locks and renames: "
+                "give a local directory, and upload its steps"
+            )
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
         self._keep = keep
         self._keep_every = keep_every

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LEFTOVER = re.compile(r"\.tmp-(.+)-[0-9a-f]{8}")
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LONGEST_NAME = 255 - len(".tmp--01234567")
 _ATTEMPTS = 100
 
@@ -60,7 +60,7 @@ def _parents(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def open_directory(path: Path | str, parent: int | None = None) -> Iterator[int]:
     """Open a directory for use as ``dir_fd``."""
-    descriptor = os.open(path, _DIRECTORY, dir_fd=parent)
+    descriptor = os.open(path, DIRECTORY, dir_fd=parent)
     try:
         yield descriptor
     finally:
@@ -76,7 +76,7 @@ def close(descriptor: int) -> None:
 def hold(path: Path | str, parent: int | None = None) -> int | None:
     """Open a directory and take its lock, until ``release``; None when someone else holds it."""
     with _forks:
-        descriptor = os.open(path, _DIRECTORY, dir_fd=parent)
+        descriptor = os.open(path, DIRECTORY, dir_fd=parent)
         _held.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from lucid_gpu.checkpoint import dtypes, durable, shards, steps
 from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.lazy import OpenCheckpoint
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,12 +68,12 @@ def export_safetensors(
         durable.publish_file(target, write)
 
     try:
-        if steps.is_run(Path(path)):
-            _, step, passed = steps.with_newest(Path(path), write_from)
+        if steps.is_run(locate(path)):
+            _, step, passed = steps.with_newest(locate(path), write_from)
             for _, reason in passed:
                 warnings.warn(f"fell back to step {step}: {reason}", stacklevel=2)
         else:
-            with Reader(Path(path)) as reader:
+            with Reader(locate(path)) as reader:
                 write_from(reader)
     except OSError as error:
         raise CheckpointError(f"{target} was not written: {error.strerror}") from error

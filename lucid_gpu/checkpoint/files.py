@@ -12,6 +12,8 @@ from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.reader import Reader
 from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.select import NOTHING, matching, of_node, of_tree
+from lucid_gpu.checkpoint.shards import no_rest
+from lucid_gpu.checkpoint.storage import Create, Location, creator, locate, publish
 from lucid_gpu.checkpoint.tree import Encoder, Node
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import Array
@@ -27,7 +29,9 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     another thread changes meanwhile is stored as it was piece by piece, some old, some new.
 
     Args:
-        path: the directory to create; missing parents are created too.
+        path: the directory to create; missing parents are created too. Or the URL of one in a
+            store that fsspec knows, such as ``s3://bucket/run/best``: there is no rename there, so
+            the manifest is written last, and nothing else keeps two writers apart.
         tree: dicts (with str or int keys), lists, tuples, sets, None, bool, numbers, str, bytes,
             NumPy and CuPy arrays, NumPy scalars, Parameters, objects with ``state_dict`` and
             ``load_state_dict``, random generators of NumPy and Python, paths, enum members,
@@ -48,10 +52,17 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         >>> load(path)
         {'w': array([0, 1, 2]), 'epoch': 7}
     """
-    target = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    place = locate(path)
     encoder = Encoder()
     node = encoder.encode(tree)
     check_size(node, encoder.arrays)
+    if isinstance(place, str):
+        try:
+            publish(place, lambda create: _write(create, node, encoder.arrays, None, no_rest))
+        except OSError as error:
+            raise _not_saved(place, error) from error
+        return
+    target = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow links
     try:
         durable.make_directories(target.parent)
     except OSError as error:
@@ -71,7 +82,7 @@ def load(
     Args:
         path: the directory that was saved, or the directory of a run: then the newest checkpoint
             in it that verifies, without a lock and while a Checkpointer goes on. Damaged ones
-            above it are a warning.
+            above it are a warning. Or the URL of either, for fsspec.
         device: where arrays and Parameters go: ``"cpu"``, ``"cuda:N"``, or None for the host.
             Arrays of a dtype that CuPy has not, like text and dates, stay on the host.
         into: a tree of the same structure. Its arrays, Parameters and objects are restored in
@@ -131,12 +142,13 @@ def load(
         skipped[:] = left
         return tree
 
-    if steps.is_run(Path(path)):
-        tree, step, passed = steps.with_newest(Path(path), read)
+    where = locate(path)
+    if steps.is_run(where):
+        tree, step, passed = steps.with_newest(where, read)
         for _, reason in passed:
             warnings.warn(f"fell back to step {step}: {reason}", stacklevel=2)
     else:
-        with Reader(Path(path)) as reader:
+        with Reader(where) as reader:
             tree = read(reader)
     if skipped:
         listed = "".join(f"\n  - {text}" for text in skipped)
@@ -172,7 +184,7 @@ def write_checkpoint(
     node: Node,
     arrays: Mapping[str, Array],
     step: int | None,
-    rest: shards.Rest = shards.no_rest,
+    rest: shards.Rest = no_rest,
 ) -> None:
     """Write an encoded tree durably as the new directory ``target``.
 
@@ -184,20 +196,20 @@ def write_checkpoint(
     try:
         with durable.open_directory(target.parent) as parent:
             durable.sweep(parent, target.name)
-        durable.publish(target, lambda directory: _write(directory, node, arrays, step, rest))
+        durable.publish(target, lambda d: _write(creator(d), node, arrays, step, rest))
     except OSError as error:
         raise _not_saved(target, error) from error
 
 
-def _not_saved(target: Path, error: OSError) -> CheckpointError:
+def _not_saved(target: Location, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{target} was not saved: {error.strerror}: see that the disk has room, works and may be "
-        "written to, and save again"
+        f"{target} was not saved: {error.strerror or error}: see that the disk has room, works and "
+        "may be written to, and save again"
     )
 
 
 def _write(
-    directory: int,
+    create: Create,
     node: Node,
     arrays: Mapping[str, Array],
     step: int | None,
@@ -208,8 +220,8 @@ def _write(
     for number, names in enumerate(shards.plan(arrays)):
         file = f"data-{number:05d}.safetensors"
         own = {name: arrays[name] for name in names}
-        files[file], written = shards.write(directory, file, own, rest)
+        files[file], written = shards.write(create, file, own, rest)
         tensors |= written
     raw = manifest.Manifest(step, node, tensors, files).to_bytes()
-    with durable.new_file(directory, manifest.NAME) as descriptor:
-        durable.write_all(descriptor, raw)
+    with create(manifest.NAME) as put:
+        put(raw)

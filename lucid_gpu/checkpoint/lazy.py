@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.storage import locate
 
 
 class OpenCheckpoint(Mapping[str, np.ndarray[Any, Any]]):
@@ -56,7 +56,8 @@ def open(path: str | os.PathLike[str]) -> OpenCheckpoint:  # noqa: A001 - read a
     while arrays are in use; removing them does no harm.
 
     Args:
-        path: the directory of one checkpoint.
+        path: the directory of one checkpoint; or its URL, for fsspec: then an array is read as a
+            whole when it is asked for first.
 
     Returns:
         A mapping of names to read-only NumPy arrays. The name of an array is its path in the
@@ -75,4 +76,4 @@ def open(path: str | os.PathLike[str]) -> OpenCheckpoint:  # noqa: A001 - read a
         ...     print(list(arrays), arrays["model/h.0.weight"])
         ['model/h.0.weight'] [1. 1.]
     """
-    return OpenCheckpoint(Reader(Path(path)))
+    return OpenCheckpoint(Reader(locate(path)))

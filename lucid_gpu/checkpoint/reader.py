@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
-import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_gpu.checkpoint import durable, manifest, shards
+from lucid_gpu.checkpoint import manifest, shards, storage
 from lucid_gpu.checkpoint.decode import Decoder, TreeError
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
@@ -22,12 +20,13 @@ from lucid_gpu.checkpoint.errors import (
     MissingCheckpointError,
     UnreadableCheckpointError,
 )
+from lucid_gpu.checkpoint.storage import NotOursError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from lucid_gpu.checkpoint.place import Place
+    from lucid_gpu.checkpoint.storage import Location, Source
     from lucid_gpu.checkpoint.tree import Node
     from lucid_gpu.device.arrays import Array
 
@@ -43,18 +42,12 @@ _NOTHING = np.empty(0)
 _NOT_OURS = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 """Errors of opening that tell of a file in place of a directory, of a link, of a socket."""
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-class _ForeignError(ValueError):
-    """Something is there that no save of this version left."""
-
 
 class Reader:
     """An open checkpoint whose manifest, listing, sizes and headers were checked.
 
     Args:
-        path: the directory of the checkpoint.
+        path: the directory of the checkpoint, local or in a store.
 
     Raises:
         DamagedCheckpointError: it is not what was written.
@@ -63,13 +56,13 @@ class Reader:
         UnreadableCheckpointError: the system refuses to read now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
-        self._directory: int | None = None
+        self._directory = storage.directory_at(path)
         self._scratch = threading.local()
-        self._maps: dict[str, mmap.mmap] = {}
         with contextlib.ExitStack() as stack, self._named(""):
-            self._directory = stack.enter_context(durable.open_directory(path))
+            stack.callback(self._directory.close)
+            self._directory.open()
             with self._named(manifest.NAME):
                 self.manifest = manifest.from_bytes(self._read_manifest())
                 self._check_tree()
@@ -85,8 +78,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Close the directory, and let go of the maps that nobody uses."""
-        self._maps.clear()
+        """Close the directory."""
         self._stack.close()
 
     def verify(self, names: Iterable[str]) -> None:
@@ -96,9 +88,9 @@ class Reader:
     def read(self, targets: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Read tensors into C-contiguous host arrays, and check their digests."""
 
-        def read_tensor(descriptor: int, name: str) -> str:
+        def read_tensor(source: Source, name: str) -> str:
             memory = shards.as_bytes(targets[name])
-            return shards.read_tensor(descriptor, self._offsets[name], memory)
+            return shards.read_tensor(source, self._offsets[name], memory)
 
         self._check(targets, read_tensor)
 
@@ -121,16 +113,21 @@ class Reader:
         """Return a tensor as a read-only array on the mapped file, once its digest was checked."""
         tensor = self.manifest.tensors[name]
         if not tensor.nbytes:
-            return self.load([name])[name]
+            return self._loaded(name)
         with self._named(tensor.file, name):
-            if tensor.file not in self._maps:
-                with self._open(tensor.file) as descriptor:
-                    self._maps[tensor.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
             start = self._offsets[name]
-            memory = memoryview(self._maps[tensor.file])[start : start + tensor.nbytes]
+            file = self._directory.map(tensor.file)
+            if file is None:
+                return self._loaded(name)
+            memory = file[start : start + tensor.nbytes]
             if manifest.digest(memory) != tensor.digest:
                 raise ValueError("its bytes do not match the digest in the manifest")
         return np.ndarray(tensor.shape, tensor.dtype, memory)
+
+    def _loaded(self, name: str) -> np.ndarray[Any, Any]:
+        array = self.load([name])[name]
+        array.flags.writeable = False
+        return array
 
     def names(self) -> dict[str, str]:
         """Return the tensor of each path in the tree at which an array stands."""
@@ -177,21 +174,21 @@ class Reader:
         Decoder(resolve).decode(node)
         return list(found)
 
-    def _hash(self, descriptor: int, name: str) -> str:
+    def _hash(self, source: Source, name: str) -> str:
         scratch = getattr(self._scratch, "buffer", None)
         if scratch is None:
             scratch = self._scratch.buffer = memoryview(bytearray(_SCRATCH_BYTES))
         nbytes = self.manifest.tensors[name].nbytes
-        return shards.hash_tensor(descriptor, self._offsets[name], nbytes, scratch)
+        return shards.hash_tensor(source, self._offsets[name], nbytes, scratch)
 
-    def _check(self, names: Iterable[str], read: Callable[[int, str], str]) -> None:
+    def _check(self, names: Iterable[str], read: Callable[[Source, str], str]) -> None:
         """Read tensors in threads, and compare the digests of what was read."""
 
         def check(file: str, batch: list[str]) -> None:
-            with self._named(file), self._open(file) as descriptor:
+            with self._named(file), self._directory.source(file) as source:
                 for name in batch:
                     with self._named(file, name):
-                        if read(descriptor, name) != self.manifest.tensors[name].digest:
+                        if read(source, name) != self.manifest.tensors[name].digest:
                             raise ValueError("its bytes do not match the digest in the manifest")
 
         _in_threads(check, self._batches(set(names)))
@@ -218,13 +215,15 @@ class Reader:
             place = f" ({self._place(name)})" if name is not None else ""
             reason = getattr(error, "strerror", None) or error or "no memory is left"
             kind, remedy = self._kind(error)
-            raise kind(f"{self.path / file}{place}: {reason}. {remedy}") from error
+            raise kind(
+                f"{storage.join(self.path, file) if file else self.path}{place}: {reason}. {remedy}"
+            ) from error
 
     def _kind(self, error: Exception) -> tuple[type[CheckpointError], str]:
         """Return what an error says about the checkpoint, and what to do."""
-        if self._is_gone():
+        if self._directory.is_gone():
             return MissingCheckpointError, "It was removed, or never was: look for another"
-        if isinstance(error, _ForeignError | manifest.OtherVersionError):
+        if isinstance(error, NotOursError | manifest.OtherVersionError):
             return ForeignCheckpointError, "What is no part of it belongs elsewhere"
         if isinstance(error, OSError) and error.errno in _NOT_OURS:
             return ForeignCheckpointError, "A checkpoint is a directory of regular files"
@@ -235,38 +234,17 @@ class Reader:
             return UnreadableCheckpointError, remedy
         return DamagedCheckpointError, "Restore another checkpoint, or a copy of this one"
 
-    def _is_gone(self) -> bool:
-        """Say whether the path does not lead to the directory that is, or was to be, read."""
-        try:
-            there = self.path.stat()
-            return self._directory is not None and not os.path.samestat(
-                there, os.fstat(self._directory)
-            )
-        except OSError as error:
-            return error.errno == errno.ENOENT
-
-    @contextlib.contextmanager
-    def _open(self, file: str) -> Iterator[int]:
-        descriptor = os.open(file, _OPEN, dir_fd=self._directory)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _ForeignError("it is not a regular file")
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
     def _read_manifest(self) -> bytes:
         try:
-            with self._open(manifest.NAME) as descriptor:
-                size = os.fstat(descriptor).st_size
-                if size > manifest.MAX_BYTES:
-                    raise ValueError(f"it has {size} bytes, more than any manifest")
-                buffer = bytearray(size)
-                shards.read_exactly(descriptor, 0, memoryview(buffer))
+            with self._directory.source(manifest.NAME) as source:
+                if source.size > manifest.MAX_BYTES:
+                    raise ValueError(f"it has {source.size} bytes, more than any manifest")
+                buffer = bytearray(source.size)
+                shards.read_exactly(source, 0, memoryview(buffer))
         except FileNotFoundError:
             # Without a manifest, the names alone tell the rest of a checkpoint from other things.
-            own = all(map(manifest.is_shard, self._names()))
-            raise (ValueError if own else _ForeignError)(
+            own = all(map(manifest.is_shard, self._directory.names()))
+            raise (ValueError if own else NotOursError)(
                 "it is missing, so this is no checkpoint; those of a run are its steps"
             ) from None
         return bytes(buffer)
@@ -298,15 +276,12 @@ class Reader:
         return str(paths[0])
 
     def _check_listing(self) -> None:
-        found = self._names()
+        found = self._directory.names()
         listed = {manifest.NAME, *self.manifest.files}
         for name in sorted(found - listed):
-            raise _ForeignError(f"{name!r:.100} is there, but the manifest does not list it")
+            raise NotOursError(f"{name!r:.100} is there, but the manifest does not list it")
         for name in sorted(listed - found):
             raise ValueError(f"{name!r:.100} is missing")
-
-    def _names(self) -> set[str]:
-        return set(os.listdir(self._directory))  # noqa: PTH208 - a descriptor has no Path
 
     def _check_headers(self) -> dict[str, int]:
         """Check the size and header of every shard, and return where each tensor begins."""
@@ -315,21 +290,21 @@ class Reader:
             contents[tensor.file][name] = tensor
         offsets: dict[str, int] = {}
         for file, tensors in contents.items():
-            with self._named(file), self._open(file) as descriptor:
+            with self._named(file), self._directory.source(file) as source:
                 head = shards.header({name: (t.dtype, t.shape) for name, t in tensors.items()})
                 end = len(head)
                 for name, tensor in tensors.items():
                     offsets[name] = end
                     end += tensor.nbytes
-                self._check_header(descriptor, self.manifest.files[file], head, end)
+                self._check_header(source, self.manifest.files[file], head, end)
         return offsets
 
-    def _check_header(self, descriptor: int, entry: manifest.File, head: bytes, end: int) -> None:
-        size = os.fstat(descriptor).st_size
+    def _check_header(self, source: Source, entry: manifest.File, head: bytes, end: int) -> None:
+        size = source.size
         if size != entry.size:
             raise ValueError(f"it has {size} bytes, not {entry.size}")
         found = bytearray(min(size, len(head)))
-        shards.read_exactly(descriptor, 0, memoryview(found))
+        shards.read_exactly(source, 0, memoryview(found))
         if size != end or found != head or manifest.digest(head) != entry.header:
             raise ValueError("its header does not match the manifest")
 

@@ -6,7 +6,6 @@ A path is one checkpoint, or the directory of a run, which stands for its newest
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.checkpoint import compare, describe, dtypes, steps
@@ -16,6 +15,7 @@ from lucid_gpu.checkpoint.errors import (
     MissingCheckpointError,
 )
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.storage import Location, locate
 
 if TYPE_CHECKING:
     import os
@@ -54,7 +54,7 @@ def inspect(path: str | os.PathLike[str], as_json: bool = False) -> Report:
           lr: 0.1
     """
     try:
-        with _open_newest(Path(path)) as reader:
+        with _open_newest(locate(path)) as reader:
             if as_json:
                 return Report(json.dumps(_facts(reader), indent=2), 0)
             lines = [_summary(reader), *describe.tree(reader.manifest)]
@@ -77,7 +77,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
         >>> verify(tempfile.mkdtemp()).exit_code
         1
     """
-    directory = Path(path)
+    directory = locate(path)
     lines: list[str] = []
     exit_code = 0
     while not lines:
@@ -121,7 +121,7 @@ def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Repor
         tree['epoch']: 1 became 2
     """
     try:
-        with _open_newest(Path(before)) as old, _open_newest(Path(after)) as new:
+        with _open_newest(locate(before)) as old, _open_newest(locate(after)) as new:
             lines = list(compare.differences(old, new))
     except CheckpointError as error:
         return Report(str(error), 2)
@@ -160,7 +160,7 @@ def _facts(reader: Reader) -> dict[str, Any]:
     }
 
 
-def _open_newest(path: Path) -> Reader:
+def _open_newest(path: Location) -> Reader:
     while True:
         found = _steps(path)
         try:
@@ -171,6 +171,6 @@ def _open_newest(path: Path) -> Reader:
                 raise
 
 
-def _steps(path: Path) -> list[int]:
+def _steps(path: Location) -> list[int]:
     """Return the steps of a run; none for a path that is a checkpoint itself, or nothing."""
     return steps.found_in(path) if steps.is_run(path) else []

@@ -8,7 +8,6 @@ from the manifest to the byte, so a reader compares it instead of parsing it.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -16,8 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import xxhash
 
-from lucid_gpu.checkpoint import dtypes, durable
+from lucid_gpu.checkpoint import dtypes
 from lucid_gpu.checkpoint.manifest import File, Tensor, digest
+from lucid_gpu.checkpoint.storage import Create, Source
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import Array, is_cupy
 
@@ -69,16 +69,16 @@ def no_rest(_seconds: float) -> None:
 
 
 def write(
-    directory: int, file: str, arrays: Mapping[str, Array], rest: Rest = no_rest
+    create: Create, file: str, arrays: Mapping[str, Array], rest: Rest = no_rest
 ) -> tuple[File, dict[str, Tensor]]:
-    """Write one shard durably into an open directory, and return its part of the manifest."""
+    """Write one shard as a new file, and return its part of the manifest."""
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     head = header(layout)
     size, tensors = len(head), {}
-    with durable.new_file(directory, file) as descriptor:
-        durable.write_all(descriptor, head)
+    with create(file) as put:
+        put(head)
         for name, array in arrays.items():
-            value = _write_array(descriptor, array, rest)
+            value = _write_array(put, array, rest)
             tensors[name] = Tensor(array.dtype, array.shape, file, value)
             size += tensors[name].nbytes
     return File(size, digest(head)), tensors
@@ -91,27 +91,27 @@ def as_bytes(array: np.ndarray[Any, Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def read_tensor(descriptor: int, offset: int, target: memoryview) -> str:
+def read_tensor(source: Source, offset: int, target: memoryview) -> str:
     """Read one tensor into ``target``, and return the digest of what was read."""
     hasher = xxhash.xxh3_128()
     for start in range(0, len(target), PIECE_BYTES):
         piece = target[start : start + PIECE_BYTES]
-        read_exactly(descriptor, offset + start, piece)
+        read_exactly(source, offset + start, piece)
         hasher.update(piece)
     return hasher.hexdigest()
 
 
-def hash_tensor(descriptor: int, offset: int, nbytes: int, scratch: memoryview) -> str:
+def hash_tensor(source: Source, offset: int, nbytes: int, scratch: memoryview) -> str:
     """Return the digest of one tensor, read piece by piece into a buffer that stays in cache."""
     hasher = xxhash.xxh3_128()
     for start in range(0, nbytes, len(scratch)):
         piece = scratch[: min(len(scratch), nbytes - start)]
-        read_exactly(descriptor, offset + start, piece)
+        read_exactly(source, offset + start, piece)
         hasher.update(piece)
     return hasher.hexdigest()
 
 
-def read_exactly(descriptor: int, offset: int, target: memoryview) -> None:
+def read_exactly(source: Source, offset: int, target: memoryview) -> None:
     """Fill ``target`` from a file.
 
     Raises:
@@ -119,7 +119,7 @@ def read_exactly(descriptor: int, offset: int, target: memoryview) -> None:
     """
     done = 0
     while done < len(target):
-        count = os.preadv(descriptor, [target[done:]], offset + done)
+        count = source.read(offset + done, target[done:])
         if count == 0:
             raise EOFError("the file ended while it was read")
         done += count
@@ -129,12 +129,12 @@ def _alignment(dtype: dtypes.DType) -> int:
     return 1 if dtypes.is_raw(dtype) else dtype.itemsize
 
 
-def _write_array(descriptor: int, array: Array, rest: Rest) -> str:
+def _write_array(put: Callable[[Any], None], array: Array, rest: Rest) -> str:
     hasher = xxhash.xxh3_128()
     for piece in _pieces(array):
         begin = time.perf_counter()
         hasher.update(piece)
-        durable.write_all(descriptor, piece)
+        put(piece)
         rest(time.perf_counter() - begin)
     return hasher.hexdigest()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from lucid_gpu.checkpoint import manifest
+from lucid_gpu.checkpoint import storage
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -16,6 +15,7 @@ from lucid_gpu.checkpoint.errors import (
 )
 from lucid_gpu.checkpoint.place import shown
 from lucid_gpu.checkpoint.reader import Reader
+from lucid_gpu.checkpoint.storage import L, Location, join, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"step-([0-9]{12})")
 
 
-def path_of(directory: Path, step: int) -> Path:
+def path_of(directory: L, step: int) -> L:
     """Return the path of a step: twelve digits, so that names sort as numbers do.
 
     Raises:
@@ -36,25 +36,24 @@ def path_of(directory: Path, step: int) -> Path:
         raise TypeError(f"step must be an int, not {shown(step)}")
     if not 0 <= step < 10**12:
         raise ValueError(f"step={shown(step)} must be at least 0 and below 10**12")
-    return directory / f"step-{step:012d}"
+    return join(directory, f"step-{step:012d}")
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Location) -> bool:
     """Say whether a path is the directory of a run: no checkpoint itself, but it holds steps."""
     try:
-        return not (path / manifest.NAME).exists() and bool(found_in(path))
+        return not storage.holds_manifest(path) and bool(found_in(path))
     except OSError:
         return False
 
 
-def found_in(directory: Path) -> list[int]:
+def found_in(directory: Location) -> list[int]:
     """Return the steps that are in a directory, in order, whether or not they are whole."""
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    names = storage.subdirectories(directory)
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
-def in_run(directory: Path) -> list[int]:
+def in_run(directory: Location) -> list[int]:
     """Return the steps that are in the directory of a run, as ``found_in`` does.
 
     Raises:
@@ -63,10 +62,10 @@ def in_run(directory: Path) -> list[int]:
     try:
         return found_in(directory)
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be listed: {error.strerror}") from error
+        raise CheckpointError(f"{directory} cannot be listed: {error.strerror or error}") from error
 
 
-def open_step(directory: Path, step: int) -> Reader:
+def open_step(directory: Location, step: int) -> Reader:
     """Open the checkpoint of a step.
 
     Raises:
@@ -88,7 +87,7 @@ class Passed(NamedTuple):
     reason: str
 
 
-def with_newest(directory: Path, use: Callable[[Reader], T]) -> tuple[T, int, list[Passed]]:
+def with_newest(directory: Location, use: Callable[[Reader], T]) -> tuple[T, int, list[Passed]]:
     """Call ``use`` with the newest step of a run that neither it nor opening finds damaged.
 
     A writer may go on meanwhile: when it removes the step at hand, there is a newer one.
@@ -128,14 +127,17 @@ class NoCheckpointError(CheckpointError):
         self.passed = passed
 
 
-def latest(run: str | os.PathLike[str]) -> Path:
+def latest(run: str | os.PathLike[str]) -> Location:
     """Return the path of the newest checkpoint of a run of which every byte verifies.
 
     It needs no lock, so an evaluation may ask while a Checkpointer writes. That may remove the
     checkpoint before it is loaded: ``load(run)`` has no such gap.
 
     Args:
-        run: the directory of a Checkpointer.
+        run: the directory of a Checkpointer, or the URL of a directory with steps, for fsspec.
+
+    Returns:
+        A path, or a URL.
 
     Raises:
         CheckpointError: there is none, or one cannot be read now or is of a newer version.
@@ -149,6 +151,6 @@ def latest(run: str | os.PathLike[str]) -> Path:
         >>> latest(run).name
         'step-000000000007'
     """
-    directory = Path(run)
+    directory = locate(run)
     _, step, _ = with_newest(directory, lambda reader: reader.verify(reader.manifest.tensors))
     return path_of(directory, step)

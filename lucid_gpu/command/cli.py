@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         for path in paths:
-            command.add_argument(path, type=Path, help="a checkpoint, or the directory of a run")
+            command.add_argument(path, help="a checkpoint, or the directory of a run; or a URL")
         options = []
         if name == "inspect":
             command.add_argument("--json", dest="as_json", action="store_true", help="for programs")
