@@ -15,9 +15,9 @@ from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
 from lucid_gpu.checkpoint.errors import (
     CheckpointError,
-    DamagedCheckpointError,
 )
 from lucid_gpu.checkpoint.restore import restore_into
+from lucid_gpu.checkpoint.retention import Retention
 from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.signals import StopRequests
 from lucid_gpu.checkpoint.storage import locate
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from lucid_gpu.checkpoint.reader import Reader
     from lucid_gpu.device.arrays import Array
-
-Signature = tuple[tuple[Any, ...], ...]
-"""What the system says about the files of a step; another one means that they were changed."""
 
 
 class Checkpointer:
@@ -99,9 +96,7 @@ class Checkpointer:
                 "give a local directory, and upload its steps"
             )
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
-        self._keep = keep
-        self._keep_every = keep_every
-        self._verified: dict[int, tuple[Signature, bool]] = {}
+        self._retention = Retention(self.directory, keep, keep_every)
         self._staging = Staging()
         self._writer = BackgroundWriter()
         self._why_closed = ""
@@ -200,7 +195,7 @@ class Checkpointer:
 
     def _note_damage(self, passed: list[steps.Passed]) -> None:
         for step, _ in passed:
-            self._verified[step] = (self._signature(step), False)
+            self._retention.note(step, is_valid=False)
 
     def steps(self) -> list[int]:
         """Return the steps that are here, in order, whether or not they verify."""
@@ -256,7 +251,7 @@ class Checkpointer:
         for other in reversed(self.steps()):
             if other < step:
                 return
-            if self._is_valid(other):
+            if self._retention.is_valid(other):
                 raise CheckpointError(
                     f"{self.directory} already has a valid checkpoint of step {other}, so step "
                     f"{step} would not be the newest: remove the steps from there on, or save "
@@ -274,67 +269,17 @@ class Checkpointer:
         rest: Rest = no_rest,
     ) -> None:
         files.write_checkpoint(path, node, arrays, step, rest)
-        self._verified[step] = (self._signature(step), True)
+        self._retention.note(step, is_valid=True)
         assert self._lock is not None
         try:
             durable.sweep(self._lock)
-            durable.retire(self._lock, self._victims())
+            durable.retire(self._lock, self._retention.victims())
         except (OSError, CheckpointError) as error:
             reason = getattr(error, "strerror", None) or error
             self._notes.append(
                 f"step {step} was saved, but older ones could not be removed: {reason}; the next "
                 "save tries again"
             )
-
-    def _victims(self) -> list[str]:
-        """Return what is complete and not kept: only what verifies counts as kept."""
-        victims, kept = [], 0
-        for step in reversed(self.steps()):
-            if kept < self._keep:
-                kept += self._counts(step)
-            elif (self._keep_every is None or step % self._keep_every) and self._is_ours(step):
-                victims.append(self._path(step).name)
-        return victims
-
-    def _counts(self, step: int) -> bool:
-        """Say whether a step is known to be valid now."""
-        try:
-            return self._is_valid(step)
-        except CheckpointError:
-            return False
-
-    def _is_ours(self, step: int) -> bool:
-        """Say whether all of a step but the bytes of its arrays is as written."""
-        if self._verified.get(step) == (self._signature(step), True):
-            return True
-        try:
-            steps.open_step(self.directory, step).close()
-        except CheckpointError:
-            return False
-        return True
-
-    def _is_valid(self, step: int) -> bool:
-        """Say whether every byte of a step is as written; False only if it is damaged."""
-        signature = self._signature(step)
-        known = self._verified.get(step)
-        if known is None or known[0] != signature:
-            try:
-                with steps.open_step(self.directory, step) as reader:
-                    reader.verify(reader.manifest.tensors)
-                known = signature, True
-            except DamagedCheckpointError:
-                known = signature, False
-            self._verified[step] = known
-        return known[1]
-
-    def _signature(self, step: int) -> Signature:
-        with contextlib.suppress(OSError), os.scandir(self._path(step)) as entries:
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-            return tuple(
-                (name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-                for name, s in sorted(found)
-            )
-        return ()
 
     def _remove(self, name: str) -> None:
         assert self._lock is not None
