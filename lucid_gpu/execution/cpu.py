@@ -107,7 +107,7 @@ class CpuExecutor:
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take the gradients of the next run; None stands for a tensor that is left out."""
         self._threads = thread_count()  # a wrong number of them is refused while all is unharmed
-        for tensor in self._alone:
+        for tensor in chain(self._alone, *(segment.alone for segment in self._segments)):
             grad = grads[tensor]
             if grad is not None:
                 is_flat = (self._layouts[tensor] & contiguity(grad)) != 0
@@ -320,13 +320,14 @@ class _Segment:
 
     Attributes:
         packs: two or more tensors each.
+        alone: the members that step unlike all others.
     """
 
     def __init__(self, tensors: Sequence[int]) -> None:
         self._members = np.array(tensors, np.intp)
         self._seen: bytes | None = None
         self.packs: list[_Pack] = []
-        self._alone: list[int] = []
+        self.alone: list[int] = []
 
     def forget(self, tensor: int) -> None:
         """Look anew at the arrays of a tensor, if it is a member."""
@@ -344,11 +345,11 @@ class _Segment:
                 if row >= 0 and tensors.params[tensor].size:
                     by_row.setdefault(row, []).append(tensor)
             self.packs = [_Pack(tensors, pack) for pack in by_row.values() if len(pack) > 1]
-            self._alone = [pack[0] for pack in by_row.values() if len(pack) == 1]
+            self.alone = [pack[0] for pack in by_row.values() if len(pack) == 1]
             self._seen = seen
         for pack in self.packs:
             pack.row = int(rows[pack.first])
-        return self._alone
+        return self.alone
 
 
 class _Pack:
