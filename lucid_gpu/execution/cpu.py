@@ -110,7 +110,7 @@ class CpuExecutor:
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take the gradients of the next run; None stands for a tensor that is left out."""
         self._threads = thread_count()  # a wrong number of them is refused while all is unharmed
-        for tensor in self._alone:
+        for tensor in chain(self._alone, *(segment.alone for segment in self._segments)):
             grad = grads[tensor]
             if grad is not None:
                 is_flat = (self._layouts[tensor] & contiguity(grad)) != 0
@@ -338,6 +338,7 @@ class _Segment:
 
     Attributes:
         packs: two or more tensors each.
+        alone: the members that step unlike all others.
     """
 
     def __init__(self, members: Sequence[int]) -> None:
@@ -345,7 +346,7 @@ class _Segment:
         self._seen: bytes | None = None
         self._columns: dict[int, list[_Column]] = {}
         self.packs: list[_Pack] = []
-        self._alone: list[int] = []
+        self.alone: list[int] = []
 
     def forget(self, tensor: int) -> None:
         """Look anew at the arrays of a tensor, if it is a member."""
@@ -359,18 +360,18 @@ class _Segment:
         # Other numbers of the same rows ask for no other packs.
         seen = np.where(own == ABSENT, ABSENT, own - own.max()).tobytes()
         if seen != self._seen:
-            self._alone, self.packs = [], []
+            self.alone, self.packs = [], []
             for row in np.unique(own[own != ABSENT]).tolist():
                 places = np.flatnonzero(own == row)
                 pack = self._members[places].tolist()
                 if len(pack) == 1:
-                    self._alone += pack
+                    self.alone += pack
                 else:
                     self.packs.append(_Pack(tensors, pack, self._columns_of(pack[0], tensors)))
             self._seen = seen
         for pack in self.packs:
             pack.row = int(rows[pack.first])
-        return self._alone
+        return self.alone
 
     def _columns_of(self, tensor: int, tensors: TensorGroup) -> list[_Column]:
         """Return the arrays of all members with as many slots as a tensor has."""

@@ -125,6 +125,22 @@ def test_shape_and_layout_do_not_matter(case, device, rng):
     assert_same([one.reshape(-1) for one in actual], expected)
 
 
+@every_optimizer
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_layout_of_gradients_may_change_from_step_to_step(rule, count, device, rng):
+    own = [rng.normal(size=(2 + len(LAYOUTS), 3, 4)).astype("float32") for _ in range(count)]
+    results = []
+    for layouts in (LAYOUTS, ["C"] * len(LAYOUTS)):
+        params = [Parameter(place(values[0], device).view) for values in own]
+        optimizer = rule(params)
+        for number, layout in enumerate(["C", *layouts]):
+            for param, values in zip(params, own, strict=True):
+                param.grad = place(values[1 + number], device, layout).view
+            optimizer.step()
+        results.append(everything(optimizer))
+    assert_same(*results)
+
+
 @every_case
 def test_resuming_equals_no_interruption_to_the_bit(case, device):
     params, grads = make(np.random.default_rng(1), device)

@@ -1,0 +1,1 @@
+"""Rules for tests of what stands around a rule."""
