@@ -149,9 +149,6 @@ class PreparedStep:
                 part.counts.set_present(self.has_gradient[part.positions])
         executors = [part.executor for part in self.parts]
         self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
-        self._needs_gradients = not self.inputs.are_own or any(
-            executor.needs_gradients for executor in executors if executor is not None
-        )
         self.inputs.gradients_may_have_moved()
 
     def refresh(
@@ -343,17 +340,17 @@ class PreparedStep:
 
     def _take_gradients(self) -> bool:
         """Take the gradients of this step; False if one asks for another prepared step."""
-        if not self._needs_gradients:
+        for part in self.parts:
+            if isinstance(part.executor, CpuExecutor):
+                part.executor.get_ready()
+        if not self._needs_gradients():
             if not self.inputs.gradients_may_have_moved():
                 return True
-            addresses, layouts = self.inputs.noted_gradients()
+            noted, layouts = self.inputs.noted_gradients()
             if not self._take_presence(layouts != gradient_table.ABSENT, None):
                 return False
-            return all(
-                part.executor.move_gradients(addresses[part.positions], layouts[part.positions])
-                for part in self.parts
-                if isinstance(part.executor, CudaExecutor)
-            )
+            if self._take_noted(noted, layouts):
+                return True
         grads = self.inputs.gradients()
         if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
             grads = [unstrange(grad) for grad in grads]
@@ -364,6 +361,20 @@ class PreparedStep:
         return all(
             part.executor is not None
             and part.executor.replace_gradients([grads[i] for i in part.positions.tolist()])
+            for part in self.parts
+        )
+
+    def _needs_gradients(self) -> bool:
+        """Say whether the arrays themselves must be looked at, not only what was noted of them."""
+        return not self.inputs.are_own or any(
+            part.executor.needs_gradients for part in self.parts if part.executor is not None
+        )
+
+    def _take_noted(self, noted: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]) -> bool:
+        """Take gradients as they were noted; False if the arrays themselves must be looked at."""
+        return all(
+            part.executor is not None
+            and part.executor.move_gradients(noted[part.positions], layouts[part.positions])
             for part in self.parts
         )
 
