@@ -1,23 +1,11 @@
 // The one generic kernel: a whole optimizer step, any number of tensors and groups, any rule.
 //
-// One block updates one chunk, a run of neighbouring elements of one tensor. The tables are those
-// of lucid_gpu/execution/plan.py; the struct members stand in the same order there.
+// One block updates one chunk. The tables are those of lucid_gpu/execution/plan.py; the struct
+// members stand in the same order there.
 #pragma once
 
 constexpr int kThreads = 256;
 constexpr int kCarriedBytes = 2560;
-
-struct Chunk {
-  long long start;
-  int tensor;
-  int count;
-};
-
-template <int slots>
-struct Tensor {
-  void* array[1 + slots];  // the parameter, then its slots
-  long long variant;       // which of the kernel's rules
-};
 
 // The one argument of the kernel. Rows of scalars come with the launch; more of them than it can
 // carry, or those of a launch that a graph repeats, come from a table.

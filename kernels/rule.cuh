@@ -22,6 +22,19 @@ struct Row {
   Rule rule;
 };
 
+// Neighbouring elements of one tensor.
+struct Chunk {
+  long long start;
+  int tensor;
+  int count;
+};
+
+template <int slots>
+struct Tensor {
+  void* array[1 + slots];  // the parameter, then its slots
+  long long variant;       // which of the kernel's rules
+};
+
 // The larger of two, and NaN if either is: fmax would hide it.
 template <typename T>
 __device__ __forceinline__ T maximum(T a, T b) {

@@ -2,9 +2,19 @@
 
 import lucid_gpu.command.startup  # first: see there  # noqa: F401
 from lucid_gpu import optim
+from lucid_gpu.execution.cpu_code import cpu_code, set_cpu_code
 from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
 
-__all__ = ["FlatParameter", "Parameter", "__version__", "device", "flatten", "optim"]
+__all__ = [
+    "FlatParameter",
+    "Parameter",
+    "__version__",
+    "cpu_code",
+    "device",
+    "flatten",
+    "optim",
+    "set_cpu_code",
+]
 
 __version__ = "0.1.0"

@@ -221,8 +221,9 @@ class Parameter:
 
     def _set_grad(self, grad: Any) -> None:
         global _latest_grad  # noqa: PLW0603
-        self._grad = grad
+        # In this order the table never names an array that is gone.
         gradient_table.note(self._entry, grad)
+        self._grad = grad
         _latest_grad = object()
 
     def _label(self) -> str:

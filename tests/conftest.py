@@ -1,4 +1,8 @@
-"""Fixtures for all tests: where they run."""
+"""Fixtures for all tests: where they run, and by which code.
+
+NumPy steps on the CPU unless a test asks for compiled code, so that no compiler works beside the
+tests.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import lucid_gpu
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import plan, strided
+from lucid_gpu.execution import building, plan, strided
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
 from tests.emulation import nvrtc
@@ -21,6 +27,19 @@ from tests.emulation.compiler import COMPILER
 # For pytest-timeout, and by way of the environment: the ini file could not name an option of a
 # plugin that some environments, such as one made for GPUs alone, do not have.
 os.environ.setdefault("PYTEST_TIMEOUT", "600")
+
+os.environ.setdefault("LUCID_GPU_CPU", "numpy")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A process that has built nothing, and the folder of its empty disk cache."""
+    builds: dict[tuple[str, tuple[str, ...]], building.Build] = {}
+    monkeypatch.setattr(building, "_builds", builds)
+    monkeypatch.setenv("LUCID_GPU_CACHE_DIR", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    for build in builds.values():
+        build.stop()
 
 
 @pytest.fixture
@@ -42,14 +61,14 @@ def emulated() -> Iterator[emulation.Machine]:
 @pytest.fixture(params=["cpu", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device that a test runs on: the CPU, an emulated GPU, a real one."""
-    with _installed(request.param) as name:
+    with installed(request.param) as name:
         yield name
 
 
 @pytest.fixture(params=["cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
 def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
     """A GPU, emulated or real, to be compared with the CPU."""
-    with _installed(request.param) as name:
+    with installed(request.param) as name:
         yield name
 
 
@@ -79,9 +98,16 @@ def rng() -> np.random.Generator:
 
 
 @contextlib.contextmanager
-def _installed(kind: str) -> Iterator[str]:
+def installed(kind: str) -> Iterator[str]:
+    """Put what a test runs on in place, and yield the name of its device."""
     if kind == "cpu":
         yield "cpu"
+    elif kind == "compiled":
+        lucid_gpu.set_cpu_code("compiled")
+        try:
+            yield "cpu"
+        finally:
+            lucid_gpu.set_cpu_code(None)
     elif kind == "cuda":
         with emulation.installed():
             yield "cuda:0"

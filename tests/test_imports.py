@@ -20,7 +20,7 @@ LAYERS = {
     "device": {"disk_cache"},
     "parameter": {"device"},
     "flatten": {"device", "parameter"},
-    "execution": {"device"},
+    "execution": {"device", "disk_cache"},
     "optim": {"device", "parameter", "execution"},
     "checkpoint": {"device", "parameter"},
 }

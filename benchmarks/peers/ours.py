@@ -7,7 +7,7 @@ import os
 from benchmarks.peers.task import Contender, Task
 from benchmarks.protocol import Unavailable
 from lucid_gpu import Parameter, optim
-from lucid_gpu.execution import compiled
+from lucid_gpu.execution import building
 
 
 class Ours(Contender):
@@ -22,7 +22,7 @@ class Ours(Contender):
     """
 
     def __init__(self, task: Task, mode: str = "numpy") -> None:
-        if mode == "compiled" and compiled.compiler() is None:
+        if mode == "compiled" and building.compiler() is None:
             raise Unavailable("no C++ compiler was found")
         super().__init__(task)
         self._mode = mode

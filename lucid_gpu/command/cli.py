@@ -23,7 +23,7 @@ import lucid_gpu
 from lucid_gpu.checkpoint import CheckpointError, report
 from lucid_gpu.command import demo, display, info, startup
 from lucid_gpu.device import gpu
-from lucid_gpu.execution.cpu import thread_count
+from lucid_gpu.execution.threads import thread_count
 
 _FAILURES = (display.DemoError, CheckpointError, gpu.DeviceUnavailableError, OSError)
 """What is not a defect of this program: one line says it all."""

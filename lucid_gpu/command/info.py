@@ -13,9 +13,10 @@ import lucid_gpu
 from lucid_gpu import disk_cache
 from lucid_gpu.command.display import INSTALL, absent_packages
 from lucid_gpu.device import gpu, kernels
-from lucid_gpu.execution import compiled
-from lucid_gpu.execution.cpu import thread_count
+from lucid_gpu.execution import building
+from lucid_gpu.execution.cpu_code import cpu_code, why_not_compiled
 from lucid_gpu.execution.sources import kernel_directory
+from lucid_gpu.execution.threads import thread_count
 
 DRIVER_RELEASE = Path("/proc/driver/nvidia/version")
 
@@ -141,14 +142,13 @@ def _devices(facts: Cuda, missing: list[str]) -> list[tuple[str, str]]:
 
 
 def _cpu_code(missing: list[str]) -> str:
-    compiler = compiled.compiler()
-    if compiled.mode() == "compiled":
-        if compiler is None:
-            missing.append(f"for the CPU: {compiled.NO_COMPILER}")
-        return f"compiled code ({compiler or 'no compiler'})"
-    if compiler is None:
-        return "NumPy"
-    return f"NumPy (faster, to the same bits, with LUCID_GPU_CPU=compiled: {compiler})"
+    if cpu_code() == "numpy":
+        return "NumPy, as LUCID_GPU_CPU says"
+    reason = why_not_compiled()
+    if reason is None:
+        return f"compiled code ({' '.join(building.compiler() or ())})"
+    missing.append(f"for a fast CPU: {reason}")
+    return "nothing" if cpu_code() == "compiled" else "NumPy"
 
 
 def _kernels(missing: list[str]) -> list[tuple[str, str]]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ABSENT = 0
 """Stands for no gradient; the layouts of arrays are :func:`lucid_gpu.device.contiguity`'s."""
 
+ON_HOST = 8
+"""Stands for a NumPy array, of which the identity is noted."""
+
 _lock = threading.Lock()
 _free: list[int] = []
 # Arrays that grow in place, so that a note needs no lock: it cannot write to one that was replaced.
@@ -42,12 +45,18 @@ leave = _free.append
 
 
 def note(entry: int, grad: Any) -> None:
-    """Note where a gradient lies and how it is laid out; addresses of device arrays only."""
-    if type(grad) is np.ndarray or not is_cupy(grad):
-        _layouts[entry] = ABSENT if grad is None else STRIDED
-    else:
+    """Note a gradient that its parameter is about to hold: where it lies and how it is laid out.
+
+    Of a NumPy array, the identity: asking it for its address takes Python longer than all else.
+    """
+    if type(grad) is not np.ndarray and is_cupy(grad):
         _addresses[entry] = grad.data.ptr
         _layouts[entry] = contiguity(grad)
+    elif isinstance(grad, np.ndarray):
+        _addresses[entry] = id(grad)
+        _layouts[entry] = ON_HOST
+    else:
+        _layouts[entry] = ABSENT if grad is None else STRIDED
 
 
 def read(entries: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:

@@ -1,123 +1,155 @@
-"""Compiles a rule's kernel text for the CPU, where ``LUCID_GPU_CPU=compiled`` asks for it.
+"""Compiled code for the CPU: one pass over all tensors, from a rule's kernel text.
 
 NumPy passes over a block once per operation; compiled code passes once for all of them, with the
-same operations in the same order, so that the result is the same to the bit. It takes the
-system's C++ compiler, and about a second at the first step of each variant in a process.
+same operations in the same order, so that the result is the same to the bit. It walks the tables
+of a CUDA launch: Python does nothing per tensor, whatever their number and that of their groups.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lucid_gpu.execution import plan
-from lucid_gpu.execution.rule import Rule
+from lucid_gpu.execution import plan, threads
+from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.sources import joined
 
-FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-x", "c++", "-include", "math.h",
-    "-D__device__=", "-D__forceinline__=inline",
-    # The rounding of each operation stays; errno and traps, which nobody reads, forbid vectors.
-    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-)  # fmt: skip
+CHUNK_ELEMENTS = 1 << 15
+"""Elements of a chunk: what a thread updates with one row of scalars before it looks for more."""
 
-MODES = ("numpy", "compiled")
+SHARE_ELEMENTS = 1 << 17
+"""Elements that a thread takes at a time: few enough for the threads to end together."""
 
-NO_COMPILER = (
-    "LUCID_GPU_CPU is 'compiled', but no C++ compiler was found: install g++, name one with CXX, "
-    "or leave LUCID_GPU_CPU out to step with NumPy"
+THREAD_ELEMENTS = 1 << 17
+"""Elements below which another thread costs more than it saves."""
+
+ARGUMENT = np.dtype(
+    [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "shares")]
+    + [("count", "i4"), ("next", "i4")]
 )
+"""What compiled code is called with: ``Argument`` of ``kernels/host_step.cuh``."""
 
-Update: TypeAlias = Callable[..., bool]
+LOOK = ctypes.PYFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_longlong,
+    ctypes.c_longlong,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+)
+"""``look`` of the same file: called with the interpreter's lock held, so that no array goes away
+while it is looked at."""
 
-
-def mode() -> str:
-    """Return what steps contiguous blocks: ``LUCID_GPU_CPU``, else ``"numpy"``.
-
-    Raises:
-        ValueError: the variable is set to something else.
-    """
-    asked = os.environ.get("LUCID_GPU_CPU", MODES[0])
-    if asked not in MODES:
-        raise ValueError(f"LUCID_GPU_CPU must be one of {', '.join(MODES)}, not {asked!r}")
-    return asked
-
-
-def compiler() -> str | None:
-    """Return the path of the system's C++ compiler, or None; ``CXX`` names another one."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for path in map(shutil.which, names) if path), None)
+HEAD_BYTES = object.__basicsize__
+"""Of every Python object, before the fields of an array begin."""
 
 
-def compiled_update(rule: Rule, variant: Any, dtype: np.dtype[Any]) -> Update | None:
-    """Return compiled code that updates contiguous blocks, or None if it is not asked for.
+def source(tensors: TensorGroup) -> str:
+    """Return the text whose library steps some tensors."""
+    rule, storage = tensors.rule, tensors.storage
+    types = [plan.c_type(dtype) for dtype in (storage.compute, storage.param, storage.grad)]
+    types += [plan.stored(rule, kind, storage) for kind in plan.distinct_variants(tensors)]
+    entry = f"host_step<{', '.join(types)}>(*argument)"
+    text = joined("rule", rule.kernel, "host_step")
+    return f'{text}\nextern "C" void step(Argument* argument) {{ {entry}; }}\n'
 
-    It is called with the scalars of a row, parameter, gradient and slots, and returns False
-    without having changed anything if it cannot update these.
+
+class CompiledStep:
+    """The tables of some tensors, and the code that walks them.
 
     Args:
-        rule: the rule.
-        variant: the choice of its switches.
-        dtype: of parameters, gradients and slots.
-
-    Raises:
-        ValueError: ``LUCID_GPU_CPU`` is none of its values.
-        RuntimeError: it is ``"compiled"``, and there is no compiler, or it failed.
+        tensors: the arrays; kept, since the tables hold addresses only.
+        library: what was built from their :func:`source`.
     """
-    if mode() == "numpy":
-        return None
-    return _compiled(_source(rule, variant, dtype), len(rule.used_slots(variant)), dtype)
+
+    def __init__(self, tensors: TensorGroup, library: ctypes.CDLL) -> None:
+        self._tensors = tensors
+        self._step = library.step
+        self._step.argtypes, self._step.restype = [ctypes.c_void_p], None
+        self._look = LOOK(("look", library))
+        count = len(tensors.params)
+        self._plan = plan.build(tensors, plan.whole(tensors), [()] * count, CHUNK_ELEMENTS)
+        self._sizes = np.array([param.size for param in tensors.params], np.int64)
+        self._shares = _shares(self._plan.chunks["count"])
+        self._layouts = np.zeros(count, np.uint8)
+        self._grads = np.zeros(count, np.uint64)
+        self._table = np.zeros((0, len(plan.row_fields(tensors.rule))), tensors.storage.compute)
+        self._row_of: npt.NDArray[np.int32] | None = None
+        self._argument = np.zeros((), ARGUMENT)
+        self._place = self._argument.ctypes.data
+        kept = {"chunks": self._plan.chunks, "tensors": self._plan.tensors, "grads": self._grads}
+        for name, array in {**kept, "shares": self._shares}.items():
+            self._argument[name] = array.ctypes.data
+        self._argument["count"] = len(self._shares) - 1
+        self._elements = 0
+        self.renew(range(count))
+
+    def renew(self, tensors: Sequence[int]) -> None:
+        """Look anew at the arrays of some tensors."""
+        arrays = [self._tensors.arrays(tensor) for tensor in tensors]
+        width = 1 + self._tensors.rule.width
+        padded = (own + (None,) * (width - len(own)) for own in arrays)
+        addresses, layouts = self.look(identities(list(chain.from_iterable(padded))))
+        numbers = np.array(tensors, np.intp)
+        self._plan.tensors["array"][numbers] = addresses.reshape(-1, width)
+        layouts[layouts == 0] = plan.ALL_LAYOUTS  # a slot that is not in use fits any
+        common = np.bitwise_and.reduce(layouts.reshape(-1, width), axis=1)
+        has_slots = [self._tensors.slots[tensor] is not None for tensor in tensors]
+        self._layouts[numbers] = np.where(has_slots, common & plan.DENSE, 0)
+
+    def look(
+        self, arrays: npt.NDArray[np.uint64]
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+        """Return addresses and layouts of arrays, named by :func:`identities`."""
+        addresses = np.empty(len(arrays), np.uint64)
+        layouts = np.empty(len(arrays), np.uint8)
+        places = arrays.ctypes.data, addresses.ctypes.data, layouts.ctypes.data
+        self._look(places[0], len(arrays), HEAD_BYTES, *places[1:])
+        return addresses, layouts
+
+    def take_gradients(self, grads: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Take the gradients of the next run and return which of them fit their tensor.
+
+        Args:
+            grads: for each tensor, the identity of its gradient, or 0 if it has none.
+        """
+        addresses, layouts = self.look(grads)
+        fits: npt.NDArray[np.bool_] = (layouts & self._layouts) != 0
+        self._grads[:] = addresses * fits
+        self._elements = int(self._sizes @ fits)
+        return fits
+
+    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], most_threads: int) -> None:
+        """Update every tensor whose gradient fits, with the scalars of its row."""
+        if not self._elements:
+            return
+        if len(rows) > len(self._table):
+            self._table = np.zeros((len(rows), self._table.shape[1]), self._table.dtype)
+            self._argument["table"] = self._table.ctypes.data
+        self._table[: len(rows)] = rows
+        if row_of is not self._row_of:
+            self._row_of = np.ascontiguousarray(row_of, np.int32)
+            self._argument["rows"] = self._row_of.ctypes.data
+        self._argument["next"] = 0
+        count = max(1, min(most_threads, len(self._shares) - 1, self._elements // THREAD_ELEMENTS))
+        threads.together(count, self._step, self._place)
 
 
-@cache
-def _compiled(source: str, used: int, dtype: np.dtype[Any]) -> Update:
-    function = _build(source).step
-    address = ctypes.c_void_p
-    function.argtypes = [address, ctypes.c_longlong, address, address, address]
-    function.restype = None
-    slots_type = address * max(1, used)
-
-    def update(row: Any, *arrays: Any) -> bool:
-        places = [array.ctypes.data for array in arrays]
-        if any(place % dtype.itemsize for place in places):
-            return False  # vector instructions need aligned elements
-        param, grad, *slots = places
-        function(row.ctypes.data, arrays[0].size, param, grad, slots_type(*slots))
-        return True
-
-    return update
+def identities(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
+    """Return what names NumPy arrays to compiled code, as long as they live: 0 stands for None."""
+    found = np.fromiter(map(id, arrays), np.uint64, len(arrays))
+    found[found == id(None)] = 0
+    return found
 
 
-def _build(source: str) -> ctypes.CDLL:
-    path = compiler()
-    if path is None:
-        raise RuntimeError(NO_COMPILER)
-    # A loaded library needs its file no longer.
-    with tempfile.TemporaryDirectory(prefix="lucid_gpu") as folder:
-        library = Path(folder, "rule.so")
-        command = [path, *FLAGS, "-", "-o", str(library)]
-        result = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
-        if result.returncode:
-            raise RuntimeError(
-                f"{path} failed to compile a rule for the CPU; leave LUCID_GPU_CPU out to step "
-                f"with NumPy. It said:\n{result.stderr.strip()}"
-            )
-        return ctypes.CDLL(str(library))
-
-
-def _source(rule: Rule, variant: Any, dtype: np.dtype[Any]) -> str:
-    functor, scalar = plan.functor(rule, variant, dtype), plan.c_type(dtype)
-    return joined("rule", rule.kernel, "host_step") + (
-        f'\nextern "C" void step(const Row<{functor}, {scalar}>* row, long long count, '
-        f"{scalar}* param, const {scalar}* grad, {scalar}* const* slots) "
-        "{ host_step(*row, count, param, grad, slots); }\n"
-    )
+def _shares(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return where shares of the chunks begin, by their elements, and where the last one ends."""
+    before = np.cumsum(counts, dtype=np.int64) - counts
+    number = before // SHARE_ELEMENTS
+    begins = np.flatnonzero(np.diff(number, prepend=-1))
+    return np.append(begins, len(counts)).astype(np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ class CudaExecutor:
                     return False
         return True
 
-    def run(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
         """Update every tensor that has a gradient.
 
         Args:
@@ -117,7 +116,7 @@ class CudaExecutor:
                 )
             self._fused.capture()
 
-    def upload(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+    def upload(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
         """Bring scalars and gradient addresses to the device, for the next replay.
 
         Raises:
@@ -240,7 +239,7 @@ class FusedLaunch:
         self._records.upload(start, start + own.itemsize, self._stream())
         return True
 
-    def run(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
         """Launch the kernel with the scalars of each row."""
         if self._plan is None:
             return
@@ -249,7 +248,7 @@ class FusedLaunch:
             stream = self._stream()
         else:
             stream = self._stream()
-            values = _in_a_row(rows, self._compute)
+            values = rows.reshape(-1)
             self._carried[: len(values)] = values
             self._take_rows(row_of)
             self._upload_tensors(stream)
@@ -269,7 +268,7 @@ class FusedLaunch:
 
     def upload(
         self,
-        rows: Sequence[tuple[float, ...]],
+        rows: npt.NDArray[Any],
         row_of: npt.NDArray[np.int32],
         is_replay: bool = False,
     ) -> None:
@@ -285,7 +284,7 @@ class FusedLaunch:
             grads = self._grads
             self._make_table(max(len(rows), 2 * self._capacity))
             self._grads[:] = grads
-        values = _in_a_row(rows, self._compute)
+        values = rows.reshape(-1)
         are_new = not np.array_equal(values, self._scalars[: len(values)])
         self._scalars[: len(values)] = values
         self._take_rows(row_of)
@@ -318,11 +317,6 @@ class FusedLaunch:
     def _launch(self, stream: Any) -> None:
         if self._blocks:
             self._kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
-
-
-def _in_a_row(rows: Sequence[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return the scalars of all rows, one after the other, each rounded once."""
-    return np.fromiter(chain.from_iterable(rows), dtype)
 
 
 def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...]) -> Any:

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device.arrays import C_ORDER, F_ORDER, contiguity
-from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
+from lucid_gpu.device.arrays import C_ORDER, F_ORDER, STRIDED, contiguity
+from lucid_gpu.execution.rule import FrameScalars, Rule, Storage, Variant
 
 DENSE = C_ORDER | F_ORDER
+
+ALL_LAYOUTS = STRIDED | DENSE
+"""The layout of an array that is nowhere in the way."""
 
 CHUNK_ELEMENTS = 4096
 """Elements that one block updates. Measured: larger is as fast on one tensor, slower on models."""
@@ -166,7 +169,7 @@ def build(
         addresses: for each span, of its parameter and then of its slots in use.
         chunk_elements: how many elements a chunk has, at most.
     """
-    kinds = sorted(set(tensors.variants), key=repr)
+    kinds = distinct_variants(tensors)
     number = {variant: position for position, variant in enumerate(kinds)}
     records = np.zeros(len(spans), tensor_record(tensors.rule))
     for position, own in enumerate(addresses):
@@ -174,6 +177,11 @@ def build(
     records["variant"] = [number[tensors.variants[span.tensor]] for span in spans]
     sizes = np.array([span.size for span in spans], np.int64)
     return Plan(records, cut(sizes, chunk_elements), kinds)
+
+
+def distinct_variants(tensors: TensorGroup) -> list[Variant]:
+    """Return the variants of some tensors, in the order in which tables count them."""
+    return sorted(set(tensors.variants), key=repr)
 
 
 def cut(sizes: npt.NDArray[np.int64], chunk_elements: int) -> np.ndarray[Any, Any]:

@@ -40,7 +40,7 @@ class StridedLaunches:
         self._tensors.params[tensor], *slots = arrays
         self._tensors.slots[tensor] = tuple(slots)
 
-    def launch(self, rows: Sequence[tuple[float, ...]], row_of: npt.NDArray[np.int32]) -> None:
+    def launch(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
         """Launch all kernels, and let the gradients go."""
         for i, row in enumerate(row_of.tolist()):
             if self._grads[i] is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -7,7 +8,6 @@ import pytest
 
 from lucid_gpu.command import display, info
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import compiled
 from tests.emulation import machine
 
 
@@ -173,27 +173,41 @@ def test_the_threads_of_the_cpu_are_told(without_cupy, monkeypatch) -> None:
     assert "for the CPU: LUCID_GPU_NUM_THREADS must be" in " ".join(rows()["missing"])
 
 
+@pytest.mark.usefixtures("without_cupy", "fresh")
+@pytest.mark.parametrize("choice", ["auto", "compiled"])
+def test_the_compiler_of_the_cpu_is_told(monkeypatch, choice) -> None:
+    monkeypatch.setenv("LUCID_GPU_CPU", choice)
+    monkeypatch.delenv("CXX", raising=False)
+    found = rows()
+    assert re.fullmatch(r"compiled code \(/.*\+\+\), steps on \d+ threads", found["cpu"][0])
+    assert "for a fast CPU" not in " ".join(found["missing"])
+
+
+@pytest.mark.usefixtures("without_cupy")
+def test_numpy_that_was_chosen_is_told() -> None:
+    assert rows()["cpu"][0].startswith("NumPy, as LUCID_GPU_CPU says, steps")
+
+
+@pytest.mark.usefixtures("without_cupy", "fresh")
+@pytest.mark.parametrize(("choice", "steps"), [("auto", "NumPy"), ("compiled", "nothing")])
 @pytest.mark.parametrize(
-    ("mode", "compiler", "told"),
+    ("command", "reason"),
     [
-        ("numpy", None, "NumPy, steps"),
-        ("numpy", "/bin/c++", "NumPy (faster, to the same bits, with LUCID_GPU_CPU=compiled: /bin"),
-        ("compiled", "/bin/c++", "compiled code (/bin/c++), steps"),
+        ("no-such-compiler", "no C++ compiler was found: install g++, or name one with CXX"),
+        ("false", "/false failed: it exits with 1"),
     ],
 )
-def test_what_steps_on_the_cpu_is_told(without_cupy, monkeypatch, mode, compiler, told) -> None:
-    monkeypatch.setenv("LUCID_GPU_CPU", mode)
-    monkeypatch.setattr(compiled, "compiler", lambda: compiler)
-    assert rows()["cpu"][0].startswith(told)
+def test_why_no_compiled_code_steps_is_told(monkeypatch, choice, steps, command, reason) -> None:
+    monkeypatch.setenv("LUCID_GPU_CPU", choice)
+    monkeypatch.setenv("CXX", command)
+    found = rows()
+    assert found["cpu"][0].startswith(f"{steps}, steps")
+    assert "for a fast CPU: " in " ".join(found["missing"])
+    assert reason in " ".join(found["missing"])
 
 
-def test_a_compiler_that_is_asked_for_and_absent_is_told(without_cupy, monkeypatch) -> None:
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
-    monkeypatch.setattr(compiled, "compiler", lambda: None)
-    assert "no C++ compiler was found: install g++" in " ".join(rows()["missing"])
-
-
-def test_an_unknown_mode_of_the_cpu_is_told(without_cupy, monkeypatch) -> None:
+@pytest.mark.usefixtures("without_cupy")
+def test_an_unknown_code_of_the_cpu_is_told(monkeypatch) -> None:
     monkeypatch.setenv("LUCID_GPU_CPU", "quick")
     assert "for the CPU: LUCID_GPU_CPU must be one of" in " ".join(rows()["missing"])
 

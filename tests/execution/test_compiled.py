@@ -1,19 +1,36 @@
-"""Compiled code for the CPU: the same bits as NumPy, and NumPy wherever there is none."""
+"""Compiled code for the CPU: the same bits as NumPy, and nothing that Python does per tensor."""
+
+import sys
 
 import numpy as np
 import pytest
 
+import lucid_gpu
 from lucid_gpu import Parameter
-from lucid_gpu.execution import compiled, cpu
+from lucid_gpu.device.arrays import address, contiguity
+from lucid_gpu.execution import building, compiled, threads
+from lucid_gpu.execution.compiled import CompiledStep
+from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 from tests.stepping import Tensor, steps
 
 
-@pytest.fixture
-def asked(monkeypatch):
+@pytest.fixture(autouse=True)
+def asked():
     """Ask for compiled code."""
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    lucid_gpu.set_cpu_code("compiled")
+    yield
+    lucid_gpu.set_cpu_code(None)
+
+
+def with_numpy(function, *arguments):
+    """Call a function while NumPy steps."""
+    lucid_gpu.set_cpu_code("numpy")
+    try:
+        return function(*arguments)
+    finally:
+        lucid_gpu.set_cpu_code("compiled")
 
 
 def extreme(dtype, count=1003):
@@ -28,20 +45,34 @@ def extreme(dtype, count=1003):
 
 @pytest.mark.parametrize("dtype", rules.DTYPES)
 @pytest.mark.parametrize("case", rules.cases(), ids=lambda case: case.label)
-def test_compiled_code_agrees_with_numpy_to_the_bit(case, dtype, monkeypatch):
+def test_it_agrees_with_numpy_to_the_bit(case, dtype):
     groups = [(case.options, [extreme(dtype)])]
-    expected = steps(case.rule, groups, "cpu")
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
+    expected = with_numpy(steps, case.rule, groups, "cpu")
     for ours, theirs in zip(steps(case.rule, groups, "cpu"), expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-def trained(dtype=np.float32, shapes=((70000,), (5,), (), (3, 4), (0,))):
-    """Return what is left of some parameters after some steps of Adam."""
+@pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
+def test_all_variants_step_together(rule, rng):
+    groups = [
+        (sets[-1], [Tensor(own[0], list(own[1:])) for own in rng.normal(size=(2, 4, 5))])
+        for sets in rules.option_sets(rule).values()
+    ]
+    expected = with_numpy(steps, rule, groups, "cpu")
+    for ours, theirs in zip(steps(rule, groups, "cpu"), expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+SHAPES = [(70_000,), (5,), (), (3, 4), (0,), *[(1000,)] * 40]
+
+
+def trained(dtype=np.float32, groups=1):
+    """Return the bytes of some parameters after some steps of Adam."""
     draw = np.random.default_rng(2)
-    params = [Parameter(draw.standard_normal(shape).astype(dtype)) for shape in shapes]
-    optimizer = Adam(params)
+    params = [Parameter(draw.standard_normal(shape).astype(dtype)) for shape in SHAPES]
+    optimizer = Adam([{"params": params[g::groups], "lr": 0.1 + g} for g in range(groups)])
     for _ in range(3):
         for param in params:
             param.grad = draw.standard_normal(param.shape).astype(dtype)
@@ -50,88 +81,117 @@ def trained(dtype=np.float32, shapes=((70000,), (5,), (), (3, 4), (0,))):
 
 
 @pytest.mark.parametrize("dtype", rules.DTYPES)
-def test_a_trained_model_is_the_same_to_the_bit(dtype, monkeypatch):
-    expected = trained(dtype)
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
-    assert trained(dtype) == expected
+@pytest.mark.parametrize("groups", [1, 9])
+def test_a_trained_model_is_the_same_to_the_bit(dtype, groups):
+    assert trained(dtype, groups) == with_numpy(trained, dtype, groups)
 
 
-@pytest.mark.parametrize(
-    ("elements", "expected"), [(500, 64), (16 * 100, 100), (16 * 999, 999), (10**9, 1000)]
-)
-def test_blocks_of_compiled_code_are_large_but_not_few(monkeypatch, elements, expected):
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 64)
-    monkeypatch.setattr(cpu, "COMPILED_ELEMENTS", 1000)
-    assert cpu.elements_of_a_flat_block(elements) == 64
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
-    assert cpu.elements_of_a_flat_block(elements) == expected
+@pytest.mark.parametrize(("chunk", "share"), [(1, 1), (7, 100), (1000, 1)])
+@pytest.mark.parametrize("count", ["1", "2", "5"])
+def test_chunks_shares_and_threads_do_not_show_in_the_bits(monkeypatch, chunk, share, count):
+    expected = with_numpy(trained)
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", count)
+    monkeypatch.setattr(compiled, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(compiled, "SHARE_ELEMENTS", share)
+    monkeypatch.setattr(compiled, "THREAD_ELEMENTS", 1)
+    assert trained() == expected
 
 
-@pytest.mark.parametrize("offset", [0, 1])
-def test_blocks_larger_than_scratch_are_the_same_to_the_bit_aligned_or_not(monkeypatch, offset):
-    def stepped():
-        memory = np.zeros(4 * 70_000 + offset, np.uint8)
-        param = Parameter(memory[offset:].view(np.float32))
-        param.grad = np.linspace(-1, 1, 70_000, dtype=np.float32)
-        optimizer = Adam([param])
+def test_as_many_threads_step_as_there_is_work_for(monkeypatch):
+    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "3")
+    monkeypatch.setattr(compiled, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(compiled, "SHARE_ELEMENTS", 100)
+    monkeypatch.setattr(compiled, "THREAD_ELEMENTS", 1000)
+    counts = []
+    together = threads.together
+
+    def noting(count, *arguments):
+        counts.append(count)
+        together(count, *arguments)
+
+    monkeypatch.setattr(threads, "together", noting)
+    for elements in (10, 1999, 2000, 9000):
+        param = Parameter(np.zeros(elements, np.float32))
+        param.grad = param.data.copy()
+        SGD([param]).step()
+    assert counts == [1, 1, 2, 3]
+
+
+def test_shares_are_whole_chunks_of_about_the_same_size(monkeypatch):
+    monkeypatch.setattr(compiled, "SHARE_ELEMENTS", 10)
+    counts = np.array([4, 4, 4, 30, 1, 1], np.int32)
+    assert compiled._shares(counts).tolist() == [0, 3, 4, 6]
+    assert compiled._shares(counts[:0]).tolist() == [0]
+
+
+def tables(*params):
+    """Return the tables of parameters without slots."""
+    rule, variant = SGD.rule, SGD.Variant("none")
+    arrays = [np.asarray(param) for param in params]
+    group = TensorGroup(
+        rule, rules.storage(SGD, "float32"), arrays, [()] * len(params), [variant] * len(params)
+    )
+    return CompiledStep(group, building.finish(compiled.source(group)).library)
+
+
+def test_it_sees_where_arrays_lie_and_how(tmp_path):
+    plain = np.zeros((4, 6), np.float32)
+    arrays = [
+        plain,
+        plain.T,
+        plain[1:, ::2],
+        plain[2:3],
+        np.zeros((), np.float32),
+        np.zeros((0, 3), np.float32),
+        np.memmap(tmp_path / "file", np.float32, "w+", shape=(3, 2)),
+    ]
+    step = tables(plain)
+    addresses, layouts = step.look(compiled.identities([*arrays, None]))
+    assert addresses.tolist() == [*map(address, arrays), 0]
+    assert layouts.tolist() == [*map(contiguity, arrays), 0]
+
+
+def test_elements_that_are_not_aligned_fit_nothing():
+    plain = np.zeros(100, np.float32)
+    shifted = np.zeros(401, np.uint8)[1:].view(np.float32)
+    step = tables(plain, plain, shifted)
+    fits = step.take_gradients(compiled.identities([plain, shifted, plain]))
+    assert fits.tolist() == [True, False, False]
+
+
+def test_gradients_fit_by_a_common_order():
+    plain = np.zeros((3, 4), np.float32)
+    fortran, strided = np.zeros((3, 4), np.float32, order="F"), np.zeros((3, 8))[:, ::2]
+    step = tables(plain, fortran, plain, fortran, plain)
+    fits = step.take_gradients(compiled.identities([plain, fortran, fortran, strided, None]))
+    assert fits.tolist() == [True, True, False, False, False]
+
+
+def calls_of_a_step(tensors):
+    """Return how many functions are called from Python in a step whose gradients moved."""
+    params = [Parameter(np.zeros(3, np.float32)) for _ in range(tensors)]
+    optimizer = Adam(params)
+    for number in range(3):
+        for param in params:
+            param.grad = np.ones(3, np.float32)
+        if number == 2:
+            params[tensors // 2].grad = None
         optimizer.step()
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    params[0].grad = np.ones(3, np.float32)
+    params[tensors // 2].grad = params[0].grad
+    sys.setprofile(count)
+    try:
         optimizer.step()
-        return param.numpy().tobytes()
-
-    expected = stepped()
-    monkeypatch.setenv("LUCID_GPU_CPU", "compiled")
-    monkeypatch.setattr(cpu, "FEWEST_BLOCKS", 1)
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 1 << 10)
-    assert stepped() == expected
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
-def test_it_is_not_used_unless_asked_for():
-    assert compiled.compiled_update(Adam.rule, Adam.Variant(False), np.dtype("f4")) is None
-
-
-@pytest.mark.usefixtures("asked")
-def test_without_a_compiler_the_error_says_what_to_do_and_nothing_steps(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    compiled._compiled.cache_clear()
-    param = Parameter([1.0])
-    param.grad = param.data.copy()
-    optimizer = SGD([param], momentum=0.9)
-    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler was found: install g\+\+"):
-        optimizer.step()
-    assert param.data.tolist() == [1.0]
-    assert len(optimizer.state) == 0
-
-
-@pytest.mark.usefixtures("asked")
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\ncat > /dev/null; echo out of sorts >&2; exit 1\n")
-    broken.chmod(0o700)
-    monkeypatch.setenv("CXX", str(broken))
-    compiled._compiled.cache_clear()
-    with pytest.raises(RuntimeError, match="out of sorts"):
-        trained()
-
-
-def test_an_unknown_mode_is_an_error_that_lists_the_known(monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_CPU", "fast")
-    with pytest.raises(ValueError, match="numpy, compiled, not 'fast'"):
-        trained()
-
-
-@pytest.mark.usefixtures("asked")
-def test_elements_that_are_not_aligned_are_left_to_numpy():
-    param = Parameter(np.zeros(401, np.uint8)[1:].view(np.float32))
-    param.grad = np.ones(100, np.float32)
-    SGD([param], lr=0.5).step()
-    assert param.data.tolist() == [-0.5] * 100
-
-
-@pytest.mark.usefixtures("asked")
-def test_blocks_of_strided_arrays_are_left_to_numpy():
-    whole = np.zeros((6, 8), np.float32)
-    param = Parameter(whole[::2, ::2])
-    param.grad = np.ones((3, 4), np.float32)
-    SGD([param], lr=0.5).step()
-    assert whole.sum() == -0.5 * 12
-    assert (whole[::2, ::2] == -0.5).all()
+def test_python_does_nothing_per_tensor_once_all_have_stepped():
+    assert calls_of_a_step(300) == calls_of_a_step(3)

@@ -1,259 +1,256 @@
-"""The NumPy twin runs in blocks, on threads, and neither can be told from the result."""
+"""What steps on the CPU changes in the middle of a run, and no bit with it."""
 
-from __future__ import annotations
-
-import os
-import subprocess
-import sys
-import threading
-import tracemalloc
-from typing import NamedTuple
+import gc
+import weakref
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
+import lucid_gpu
 from lucid_gpu import Parameter
-from lucid_gpu.execution import cpu
-from lucid_gpu.execution.cpu import CpuExecutor, thread_count
-from lucid_gpu.execution.plan import TensorGroup
-from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
-from lucid_gpu.optim import Adam
+from lucid_gpu.execution import building
+from lucid_gpu.optim import SGD, Adam
+from tests.execution.compilers import failing, waiting
 
-LENIENT = settings(
-    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-class Scalars(NamedTuple):
-    amount: float
-
-
-def counting(at_block=lambda param: None):
-    """A rule that adds a constant, and what to do at each block besides."""
-
-    def update(k, variant, /, param, grad, scratch):
-        at_block(param)
-        assert param.shape == grad.shape == scratch.shape
-        np.add(param, k.amount, out=scratch)
-        param[...] = scratch
-
-    return Rule(
-        kernel="none",
-        functor="Count",
-        slots=(),
-        switches=(),
-        Variant=tuple,
-        Scalars=Scalars,
-        scalars=None,
-        first_scalars=None,
-        used_slots=lambda variant: (),
-        update=update,
-        scratch=1,
-    )
-
-
-def count_into(params, rule=None):
-    dtype = params[0].dtype
-    count = len(params)
-    tensors = TensorGroup(
-        rule or counting(), Storage(dtype, dtype, ()), params, [()] * count, [()] * count
-    )
-    executor = CpuExecutor(tensors, [np.zeros_like(param) for param in params])
-    executor.run([(*FrameScalars(), 1.0)], np.zeros(count, np.int32))
+every_code = pytest.mark.parametrize("code", ["numpy", "compiled"])
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 8 elements, and scratch that was not made for larger ones."""
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 8)
-    monkeypatch.setattr(cpu, "_local", threading.local())
+def automatic(monkeypatch):
+    """Choose compiled code as soon as it is there."""
+    monkeypatch.setenv("LUCID_GPU_CPU", "auto")
 
 
-@pytest.fixture
-def two_threads(monkeypatch):
-    """Two threads, however little there is to do."""
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "2")
-    monkeypatch.setattr(cpu, "THREAD_ELEMENTS", 1, raising=False)
+@pytest.fixture(autouse=True)
+def unchosen():
+    """Forget the choices of a test."""
+    yield
+    lucid_gpu.set_cpu_code(None)
 
 
-@LENIENT
-@given(
-    shapes=st.lists(st.lists(st.integers(0, 7), max_size=4), min_size=1, max_size=4),
-    layout=st.sampled_from(["C", "F", "strided", "reversed"]),
-    threads=st.integers(1, 3),
-)
-def test_every_element_is_updated_once(small_blocks, monkeypatch, shapes, layout, threads):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", str(threads))
-    params = []
-    for shape in shapes:
-        array = np.zeros([2 * extent for extent in shape], order="F" if layout == "F" else "C")
-        if layout == "strided":
-            array = array[(..., *(slice(None, None, 2) for _ in shape))]
-        elif layout == "reversed":
-            array = array[(..., *(slice(None, None, -1) for _ in shape))]
-        params.append(array)
-    count_into(params)
-    assert all((param == 1).all() for param in params)
+def executor(optimizer):
+    (part,) = optimizer._prepared.parts
+    return part.executor
 
 
-def test_a_block_stays_in_the_cache(small_blocks):
-    sizes = []
+class Run:
+    """Some parameters that are trained, the same in every run."""
 
-    strided = np.zeros((30, 10))[:, ::2]
-    count_into(
-        [np.zeros(50), strided, np.zeros((3, 3))], counting(lambda param: sizes.append(param.size))
-    )
-    assert max(sizes) <= 8
+    SHAPES = ((3000,), (5,), (), (3, 4), (0,))
+
+    def __init__(self):
+        self.draw = np.random.default_rng(2)
+        self.params = [Parameter(self.values(shape)) for shape in self.SHAPES]
+        self.optimizer = Adam(self.params)
+
+    def values(self, shape):
+        return np.array(self.draw.standard_normal(shape), np.float32)
+
+    def step(self, change=lambda params: None):
+        for param in self.params:
+            param.grad = self.values(param.shape)
+        change(self.params)
+        self.optimizer.step()
+
+    def result(self):
+        slots = [own[name] for own in self.optimizer.state.values() for name in sorted(own)]
+        arrays = [np.asarray(array) for array in [*(p.data for p in self.params), *slots]]
+        return b"".join(array.tobytes() for array in arrays)
 
 
-def trajectory(seed=3):
-    rng = np.random.default_rng(seed)
-    shapes = [(300_000,), (7,), (3,), (400, 300)]
-    params = [Parameter(rng.normal(size=shape).astype(np.float32)) for shape in shapes]
-    params.append(Parameter(np.ones((200, 20), np.float32)[:, ::3]))
-    optimizer = Adam(params, weight_decay=0.1, amsgrad=True)
+def outcome(code, *changes):
+    """Return what is left of a run, each of whose steps a function may change."""
+    lucid_gpu.set_cpu_code(code)
+    run = Run()
+    for change in changes:
+        run.step(change)
+    return run.result()
+
+
+def test_code_that_comes_in_the_middle_of_a_run_changes_no_bit(use, automatic):
+    compiler = use(waiting)
+    run, found = Run(), []
+    for number in range(6):
+        run.step()
+        found.append(executor(run.optimizer).describe())
+        if number == 2:
+            compiler.open()
+            building.wait()
+    assert found == ["NumPy, for compiled code is still being built"] * 3 + ["compiled code"] * 3
+    assert run.result() == outcome("numpy", *[lambda params: None] * 6)
+
+
+def test_the_first_step_does_not_wait_for_the_compiler(use, automatic):
+    use(waiting)
+    Run().step()
+    (build,) = building._builds.values()
+    assert build.is_pending
+
+
+@pytest.mark.parametrize("command", ["no-such-compiler", "false", "true"])
+def test_numpy_goes_on_where_there_is_no_code(fresh, automatic, monkeypatch, command):
+    monkeypatch.setenv("CXX", command)
+    run = Run()
+    for _ in range(4):
+        run.step()
+        building.wait()
+    assert executor(run.optimizer).describe().startswith("NumPy, for ")
+    assert run.result() == outcome("numpy", *[lambda params: None] * 4)
+
+
+def test_a_compiler_that_fails_is_run_once(use, automatic):
+    compiler = use(failing)
+    run = Run()
+    for _ in range(3):
+        run.step()
+        building.wait()
+    assert compiler.count == 1
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_the_error_says_what_to_do_and_nothing_steps(monkeypatch):
+    lucid_gpu.set_cpu_code("compiled")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    param = Parameter([1.0])
+    param.grad = param.data.copy()
+    optimizer = SGD([param], momentum=0.9)
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler was found: install g\+\+"):
+        optimizer.step()
+    assert param.data.tolist() == [1.0]
+    assert len(optimizer.state) == 0
+
+
+def test_a_compiler_that_fails_is_quoted(use):
+    use(failing)
+    lucid_gpu.set_cpu_code("compiled")
+    with pytest.raises(RuntimeError, match=r'choose "auto" or "numpy".*\n.*out of sorts'):
+        Run().step()
+
+
+def test_another_choice_counts_from_the_next_step_on_and_changes_no_bit():
+    run, found = Run(), []
+    for code in ("numpy", "compiled", "compiled", "numpy", "compiled"):
+        lucid_gpu.set_cpu_code(code)
+        run.step()
+        found.append(executor(run.optimizer).describe())
+    assert found == ["NumPy", *["compiled code"] * 2, "NumPy", "compiled code"]
+    assert run.result() == outcome("numpy", *[lambda params: None] * 5)
+
+
+def stay(params):
+    """Leave all as it is."""
+
+
+def drop(params):
+    params[1].grad = None
+
+
+def stride(params):
+    params[0].grad = np.repeat(params[0].grad, 2)[::2]
+
+
+def turn(params):
+    params[3].grad = np.asfortranarray(params[3].grad)
+
+
+def replace(params):
+    params[0].data = params[0].data.copy()
+
+
+def shift(params):
+    memory = np.zeros(4 * params[0].size + 1, np.uint8)
+    memory[1:].view(np.float32)[:] = params[0].data
+    params[0].data = memory[1:].view(np.float32)
+
+
+def map_file(params):
+    params[1].grad = params[1].grad.view(np.memmap)
+
+
+CHANGES = {
+    "a gradient goes and comes": (stay, drop, stay, drop, stay),
+    "a gradient comes late": (drop, drop, stay, stay),
+    "a gradient is strided": (stay, stride, stay, stride, stride, stay),
+    "a gradient is in Fortran order": (stay, turn, stay),
+    "data is replaced": (stay, replace, stay, stay),
+    "data is no longer aligned": (stay, shift, stay, replace, stay),
+    "a gradient is a memory map": (map_file, map_file, stay),
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_what_changes_between_steps_does_so_for_compiled_code_too(changes):
+    assert outcome("compiled", *changes) == outcome("numpy", *changes)
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_nothing_is_prepared_anew_for_it(changes):
+    lucid_gpu.set_cpu_code("compiled")
+    run = Run()
+    run.step(changes[0])
+    prepared, before = run.optimizer._prepared, executor(run.optimizer)
+    for change in changes[1:]:
+        run.step(change)
+    assert run.optimizer._prepared is prepared
+    assert executor(run.optimizer) is before
+
+
+def test_arrays_that_are_not_contiguous_are_left_to_numpy():
+    lucid_gpu.set_cpu_code("compiled")
+    whole = np.zeros((6, 8), np.float32)
+    params = [Parameter(whole[::2, ::2]), Parameter(np.zeros(3, np.float32))]
+    for param in params:
+        param.grad = np.ones(param.shape, np.float32)
+    SGD(params, lr=0.5).step()
+    assert whole.sum() == -0.5 * 12
+    assert (whole[::2, ::2] == -0.5).all()
+    assert params[1].data.tolist() == [-0.5] * 3
+
+
+class Foreign:
+    """A parameter of another library, which notes no changes."""
+
+    def __init__(self, data, grad):
+        self.data, self.grad = data, grad
+
+
+@every_code
+def test_a_parameter_of_another_library_steps(code):
+    lucid_gpu.set_cpu_code(code)
+    params = [Foreign(np.ones(3, np.float32), None) for _ in range(2)]
+    optimizer = SGD(params, lr=0.5)
+    for number in range(4):
+        params[0].grad = np.full(3, 2.0**-number, np.float32)
+        optimizer.step()
+    assert params[0].data.tolist() == [1 - 0.5 * (1 + 0.5 + 0.25 + 0.125)] * 3
+    assert params[1].data.tolist() == [1.0] * 3
+
+
+@every_code
+def test_gradients_that_take_the_place_of_others_in_memory_are_read(code):
+    lucid_gpu.set_cpu_code(code)
+    param = Parameter(np.zeros(3, np.float32))
+    optimizer, total = SGD([param], lr=1.0), 0.0
+    for number in range(100):
+        total += number
+        param.grad = None
+        param.grad = np.full((number % 3 + 1, 3), number, np.float32)[-1]
+        optimizer.step()
+    assert param.data.tolist() == [-total] * 3
+
+
+@every_code
+def test_a_step_lets_go_of_its_gradients(code):
+    lucid_gpu.set_cpu_code(code)
+    params = [Parameter(np.zeros(n, np.float32)) for n in (3, 4, 5000)]
+    params.append(Parameter(np.zeros((4, 6), np.float32)[:, ::2]))
+    for param in params:
+        param.grad = np.ones(param.shape, np.float32)
+    optimizer = SGD(params)
     for _ in range(2):
-        for param in params:
-            param.grad = rng.normal(size=param.shape).astype(np.float32)
         optimizer.step()
-    return np.concatenate([param.data.ravel() for param in params])
-
-
-@pytest.mark.parametrize("threads", [2, 3, 8])
-def test_the_result_does_not_depend_on_threads(threads, monkeypatch):
-    results = []
-    for count in (1, threads):
-        monkeypatch.setenv("LUCID_GPU_NUM_THREADS", str(count))
-        results.append(trajectory())
-    np.testing.assert_array_equal(*results)
-
-
-@pytest.mark.parametrize("elements", [64, 1000, 1 << 20])
-def test_the_result_does_not_depend_on_blocks(elements, monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
-    expected = trajectory()
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(cpu, "_local", threading.local())
-    np.testing.assert_array_equal(trajectory(), expected)
-
-
-def test_threads_run_at_the_same_time(two_threads, small_blocks):
-    meeting = threading.Barrier(2, timeout=30)
-
-    count_into([np.zeros(64)], counting(lambda param: meeting.wait()))
-
-
-def test_an_error_in_a_worker_surfaces(two_threads, small_blocks):
-    caller = threading.current_thread()
-    meeting = threading.Barrier(2, timeout=30)
-
-    def fail_elsewhere(param):
-        meeting.wait()  # so that each thread has one of the two blocks
-        if threading.current_thread() is not caller:
-            raise ZeroDivisionError("in a worker")
-
-    with pytest.raises(ZeroDivisionError, match="in a worker"):
-        count_into([np.zeros(16)], counting(fail_elsewhere))
-
-
-def test_overflow_passes_as_it_does_on_a_gpu():
-    param = Parameter(np.full(3, 3e38, np.float32))
-    param.grad = np.full(3, 3e38, np.float32)
-    Adam([param]).step()
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1.5", " "])
-def test_a_number_of_threads_that_is_none_is_refused(text, monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", text)
-    with pytest.raises(ValueError, match="LUCID_GPU_NUM_THREADS must be a whole number >= 1"):
-        thread_count()
-
-
-def test_the_number_of_threads_is_read_from_the_environment(monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "5")
-    assert thread_count() == 5
-
-
-def test_the_cores_of_the_process_step_by_default(monkeypatch):
-    monkeypatch.delenv("LUCID_GPU_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4, 5}, raising=False)
-    assert thread_count() == 3
-
-
-FORK = """
-import os, warnings
-import numpy as np
-from lucid_gpu import Parameter
-from lucid_gpu.optim import Adam
-warnings.simplefilter("ignore")
-w = Parameter(np.ones(1_000_000, np.float32))
-w.grad = np.ones(1_000_000, np.float32)
-optimizer = Adam([w])
-optimizer.step()
-child = os.fork()
-optimizer.step()
-if not child:
-    os._exit(0 if np.unique(w.data).size == 1 else 1)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_forked_process_steps_on():
-    environment = {
-        **os.environ,
-        "LUCID_GPU_NUM_THREADS": "2",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run([sys.executable, "-c", FORK], env=environment, timeout=60, check=False)
-    assert done.returncode == 0
-
-
-def test_a_step_needs_no_memory_beyond_its_scratch(monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
-    monkeypatch.setattr(cpu, "_local", threading.local())
-    param = Parameter(np.ones(1 << 22, np.float32))
-    param.grad = np.ones_like(param.data)
-    optimizer = Adam([param])
-    optimizer.state[param] = {
-        "step": 0,
-        "exp_avg": np.zeros_like(param.data),
-        "exp_avg_sq": np.zeros_like(param.data),
-    }
-    scratch = Adam.scratch * cpu.BLOCK_ELEMENTS * param.dtype.itemsize
-    tracemalloc.start()
-    try:
-        optimizer.step()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < scratch + (1 << 18)
-
-
-def test_later_steps_allocate_nothing_that_grows_with_the_parameters(monkeypatch):
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "1")
-    param = Parameter(np.ones(1 << 22, np.float32))
-    param.grad = np.ones_like(param.data)
-    optimizer = Adam([param])
-    optimizer.step()
-    tracemalloc.start()
-    try:
-        optimizer.step()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1 << 16
-
-
-def test_a_wrong_number_of_threads_is_refused_before_anything_steps(monkeypatch):
-    param = Parameter(np.ones(1 << 18, np.float32))
-    param.grad = np.ones_like(param.data)
-    optimizer = Adam([param])
-    optimizer.step()
-    before = param.data.copy()
-    monkeypatch.setenv("LUCID_GPU_NUM_THREADS", "many")
-    with pytest.raises(ValueError, match="LUCID_GPU_NUM_THREADS must be a whole number"):
-        optimizer.step()
-    assert optimizer.state[param]["step"] == 1
-    assert np.array_equal(param.data, before)
+    left = [weakref.ref(param.grad) for param in params]
+    for param in params:
+        param.grad = None
+    gc.collect()
+    assert [grad() for grad in left] == [None] * 4

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
-from lucid_gpu.execution import cpu
+from lucid_gpu.execution import packs, twin
 from lucid_gpu.optim import SGD, Adam
 
 LAYOUTS = ("C", "F", "strided")
@@ -39,7 +39,7 @@ def trained(shapes, layouts=("C", "C"), groups=1, steps=3, dtype=np.float32, kin
 def one_by_one(shapes, **options):
     """Return the same, with nothing packed and each block stepped alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "PACKED_ELEMENTS", -1)
+        patch.setattr(packs, "PACKED_ELEMENTS", -1)
         patch.setenv("LUCID_GPU_NUM_THREADS", "1")
         return trained(shapes, **options)
 
@@ -62,9 +62,9 @@ def test_packing_does_not_show_in_the_bits(shapes, own, grad, groups):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_pack_ends_where_a_block_is_full(dtype, monkeypatch):
     expected = one_by_one([(5,)] * 20, dtype=dtype)
-    monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", 12)
-    monkeypatch.setattr(cpu, "PACKED_ELEMENTS", 6)
-    monkeypatch.setattr(cpu, "_local", threading.local())
+    monkeypatch.setattr(twin, "BLOCK_ELEMENTS", 12)
+    monkeypatch.setattr(packs, "PACKED_ELEMENTS", 6)
+    monkeypatch.setattr(twin, "_local", threading.local())
     assert same(trained([(5,)] * 20, dtype=dtype), expected)
 
 
@@ -92,14 +92,3 @@ def test_slots_that_lie_elsewhere_are_stepped_too():
         return [param.data for param in params]
 
     assert same(three_steps(scatter=True), three_steps(scatter=False))
-
-
-def test_a_step_lets_go_of_its_gradients():
-    params = [Parameter(np.zeros(n, np.float32)) for n in (3, 4, 5000)]
-    for param in params:
-        param.grad = np.ones_like(param.data)
-    optimizer = SGD(params)
-    optimizer.step()
-    (executor,) = [part.executor for part in optimizer._prepared.parts]
-    assert len(executor._grads) == 0
-    assert executor.needs_gradients

@@ -54,7 +54,7 @@ def run(where, dtypes, values, rule, variant, rows, row_of):
     storage = Storage(param, grad, all_slots)
     group = TensorGroup(rule, storage, params, made, [variant] * len(params))
     executor = kind(group, grads)
-    executor.run(rows, np.array(row_of, np.int32))
+    executor.run(np.array(rows, storage.compute), np.array(row_of, np.int32))
     if where == "streamed":
         executor.arrive()
     return [[host(array).copy() for array in (p, *s)] for p, s in zip(params, made, strict=True)]

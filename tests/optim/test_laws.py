@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from lucid_gpu import Parameter, optim
 from lucid_gpu.optim import ArrayOptimizer, FusedOptimizer, Optimizer, OptimizerStub
 from tests import rules
+from tests.conftest import installed
 from tests.oracle import ORACLES
 from tests.stepping import Tensor, bits, host, place, steps
 
@@ -21,6 +23,13 @@ every_optimizer = pytest.mark.parametrize(
 SHAPES = [(), (0,), (1,), (1, 0, 2), (13,), (2, 3, 5)]
 LAYOUTS = ["C", "F", "strided", "reversed", 1]
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-10, "atol": 1e-12}}
+
+
+@pytest.fixture(params=["cpu", "compiled", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device that a law must hold on; the CPU with either kind of code."""
+    with installed(request.param) as name:
+        yield name
 
 
 def make(rng, device, shapes=((3, 4), (5,), ()), dtype="float32"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.device.arrays import as_array, device_of
-from lucid_gpu.execution import compiled, cpu, plan, streamed
+from lucid_gpu.execution import cpu, plan, streamed
 
 if TYPE_CHECKING:
     from lucid_gpu.execution.rule import Rule
@@ -79,10 +79,7 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
     lines = [f"{part.device}, {storage.param}: {len(tensors)} tensors, {elements:,} elements"]
     is_hosted = step.is_hosted and part.device != "cpu"
     if part.device == "cpu":
-        code = "NumPy" if compiled.mode() == "numpy" else "compiled code"
-        block = cpu.elements_of_a_flat_block(elements)
-        threads = cpu.thread_count()
-        lines.append(f"  {code} on {threads} threads, in blocks of {block:,} elements")
+        lines.append(f"  {cpu.described(part.executor)}")
     else:
         dense = [each.tensor for each in stepping if not each.strided]
         lines.append(_launch_line(rule, part, dense, is_hosted))

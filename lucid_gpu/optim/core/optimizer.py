@@ -398,7 +398,6 @@ class Optimizer(Hooked):
         """
         device = None if device is None else gpu.resolve(device)
         self._refuse_torn()
-        self.require_whole()
         self._refuse_capture("state_dict")
         for hook in self._state_dict_pre_hooks:
             hook(self)
@@ -449,7 +448,6 @@ class Optimizer(Hooked):
                 "model_clients must be a dict {option: instance}, "
                 f"not a {type(model_clients).__name__}"
             )
-        self.require_whole()
         self._refuse_capture("load_state_dict")
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
@@ -527,6 +525,7 @@ class Optimizer(Hooked):
             )
 
     def _refuse_capture(self, method: str, more: Iterable[str] = ()) -> None:
+        self.require_whole()
         devices = {*self._homes(), *more} - {"cpu"}
         if devices and gpu.is_capturing(devices):
             raise RuntimeError(f"{method}() cannot be recorded in a CUDA graph: call it outside")

@@ -64,7 +64,7 @@ class Part:
             [tensor.variant for tensor in tensors],
         )
         group_of = np.array([tensor.group for tensor in tensors], np.intp)
-        self.counts = Counts(rule, groups, group_of)
+        self.counts = Counts(rule, groups, group_of, storage.compute)
         self.executor: Executor | None = None
 
 
@@ -114,6 +114,8 @@ class PreparedStep:
         self._waiting: list[tuple[Part, int]] = []
         self._is_spoiled = False
         self._captured_gradients: list[int | None] = []
+        # Gradients of foreign parameters, which may be computed whenever they are read.
+        self._held: list[Any] = []
         self._is_capture_current = False
         self._keeps_tensors = False
         self.streamed: list[StreamedExecutor] = []
@@ -140,18 +142,16 @@ class PreparedStep:
 
     def provide(self) -> None:
         """Make the slots that tensors lack, and what runs them; the state stays as it is."""
-        grads = self.inputs.gradients()
+        grads = [unstrange(grad) for grad in self.inputs.gradients()]
+        self._held = [] if self.inputs.are_own else grads
         with self._state.settled():
             self._admit(np.flatnonzero(self.has_gradient).tolist())
             for part in self.parts:
                 own = [grads[position] for position in part.positions.tolist()]
-                part.executor = self._make_executor(part, [unstrange(grad) for grad in own])
+                part.executor = self._make_executor(part, own)
                 part.counts.set_present(self.has_gradient[part.positions])
         executors = [part.executor for part in self.parts]
         self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
-        self._needs_gradients = not self.inputs.are_own or any(
-            executor.needs_gradients for executor in executors if executor is not None
-        )
         self.inputs.gradients_may_have_moved()
 
     def refresh(
@@ -196,8 +196,9 @@ class PreparedStep:
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
-            if part.executor is not None and own.scalars:
+            if part.executor is not None and len(own.scalars):
                 part.executor.run(own.scalars, own.row_of)
+        self._held = []
         self._count(rows)
 
     def capture(self) -> None:
@@ -343,20 +344,20 @@ class PreparedStep:
 
     def _take_gradients(self) -> bool:
         """Take the gradients of this step; False if one asks for another prepared step."""
-        if not self._needs_gradients:
+        for part in self.parts:
+            if isinstance(part.executor, CpuExecutor):
+                part.executor.get_ready()
+        if not self._needs_gradients():
             if not self.inputs.gradients_may_have_moved():
                 return True
-            addresses, layouts = self.inputs.noted_gradients()
+            noted, layouts = self.inputs.noted_gradients()
             if not self._take_presence(layouts != gradient_table.ABSENT, None):
                 return False
-            return all(
-                part.executor.move_gradients(addresses[part.positions], layouts[part.positions])
-                for part in self.parts
-                if isinstance(part.executor, CudaExecutor)
-            )
+            if self._take_noted(noted, layouts):
+                return True
         grads = self.inputs.gradients()
         if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
-            grads = [unstrange(grad) for grad in grads]
+            grads = self._held = [unstrange(grad) for grad in grads]
             self._require_fitting(grads)
         present = np.array([grad is not None for grad in grads], np.bool_)
         if not self._take_presence(present, grads):
@@ -364,6 +365,20 @@ class PreparedStep:
         return all(
             part.executor is not None
             and part.executor.replace_gradients([grads[i] for i in part.positions.tolist()])
+            for part in self.parts
+        )
+
+    def _needs_gradients(self) -> bool:
+        """Say whether the arrays themselves must be looked at, not only what was noted of them."""
+        return not self.inputs.are_own or any(
+            part.executor.needs_gradients for part in self.parts if part.executor is not None
+        )
+
+    def _take_noted(self, noted: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]) -> bool:
+        """Take gradients as they were noted; False if the arrays themselves must be looked at."""
+        return all(
+            part.executor is not None
+            and part.executor.move_gradients(noted[part.positions], layouts[part.positions])
             for part in self.parts
         )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lucid_gpu.execution.plan import row_fields
 from lucid_gpu.execution.rule import Rule
 from lucid_gpu.optim.core.state import Shared
 
@@ -16,12 +17,12 @@ class Rows(NamedTuple):
     """The scalars of one step.
 
     Attributes:
-        scalars: for each row, the frame's and then the rule's.
+        scalars: for each row, the frame's and then the rule's, rounded to what computes.
         row_of: for each tensor, its row; of a tensor without a gradient it means nothing.
         carries: for each row, what the step leaves for the next one.
     """
 
-    scalars: list[tuple[float, ...]]
+    scalars: npt.NDArray[Any]
     row_of: npt.NDArray[np.int32]
     carries: list[tuple[float, ...]]
 
@@ -33,12 +34,17 @@ class Counts:
         rule: the rule.
         groups: the parameter groups, for their options.
         group_of: the number of the group of each tensor.
+        dtype: in which the rule computes.
     """
 
     def __init__(
-        self, rule: Rule, groups: Sequence[Mapping[str, Any]], group_of: npt.NDArray[np.intp]
+        self,
+        rule: Rule,
+        groups: Sequence[Mapping[str, Any]],
+        group_of: npt.NDArray[np.intp],
+        dtype: np.dtype[Any],
     ) -> None:
-        self._rule, self._groups, self._group_of = rule, groups, group_of
+        self._rule, self._groups, self._group_of, self._dtype = rule, groups, group_of, dtype
         count = len(group_of)
         self._steps = np.zeros(count, np.int64)
         self._carries = np.tile([start for _, start in rule.carries], (count, 1))
@@ -80,7 +86,11 @@ class Counts:
             self._is_grouped = False
 
     def rows(self) -> Rows:
-        """Return the scalars of the next step, which changes nothing yet."""
+        """Return the scalars of the next step, which changes nothing yet.
+
+        Raises:
+            ValueError: one is too large for the dtype that computes.
+        """
         if not self._is_grouped:
             self._group()
         made = [
@@ -92,7 +102,21 @@ class Counts:
             )
             for tensor in self._leaders
         ]
-        return Rows([scalars for scalars, _ in made], self._row_of, [left for _, left in made])
+        exact = np.array([scalars for scalars, _ in made], np.float64)
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(self._dtype)
+        if not np.isfinite(rounded).all():
+            self._refuse(exact, rounded)
+        return Rows(rounded, self._row_of, [left for _, left in made])
+
+    def _refuse(self, exact: npt.NDArray[np.float64], rounded: npt.NDArray[Any]) -> None:
+        row, column = np.argwhere(~np.isfinite(rounded))[0].tolist()
+        group = self._group_of[self._leaders[row]]
+        raise ValueError(
+            f"the options of parameter group {group} make {row_fields(self._rule)[column]} "
+            f"{exact[row, column]}, which {self._dtype} cannot hold: choose smaller ones, or "
+            "float64 parameters"
+        )
 
     def count(self, rows: Rows) -> None:
         """Count the step that these rows were made for."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import address, device_of
-from lucid_gpu.execution import cpu
+from lucid_gpu.execution import packs, twin
 from lucid_gpu.execution.plan import common_layout
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _zeros_apart(
     """
     memory = np.zeros(array.nbytes + PAGE_BYTES, np.uint8)
     apart = PAGE_BYTES // 4 * (1 + turn % 3)
-    place = (address(data) + apart) // cpu.ALIGNMENT * cpu.ALIGNMENT
+    place = (address(data) + apart) // twin.ALIGNMENT * twin.ALIGNMENT
     start = (place - address(memory)) % PAGE_BYTES
     flat: Any = memory[start : start + array.nbytes].view(array.dtype)
     result: np.ndarray[Any, Any] = flat.reshape(array.shape, order=transfer.layout(array))
@@ -122,7 +122,7 @@ def _fits_a_pack(data: Any) -> bool:
 
     On a CPU, small tensors are stepped together. On a GPU, each array would be an allocation.
     """
-    return bool(data.size <= cpu.PACKED_ELEMENTS and data.flags.c_contiguous)
+    return bool(data.size <= packs.PACKED_ELEMENTS and data.flags.c_contiguous)
 
 
 def _pack(home: str, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor]) -> None:

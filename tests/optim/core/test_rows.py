@@ -22,7 +22,7 @@ def groups_of(*amounts):
 
 def counts_of(group_of, groups=None, rule=Recorder):
     groups = groups or groups_of(*range(1, 2 + max(group_of)))
-    return Counts(rule.rule, groups, np.array(group_of, np.intp))
+    return Counts(rule.rule, groups, np.array(group_of, np.intp), np.dtype(np.float64))
 
 
 def admitted(group_of, groups=None, slots=None, is_first=False):
