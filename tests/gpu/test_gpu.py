@@ -155,7 +155,7 @@ def test_plans_that_are_replaced_while_the_device_is_behind_are_read_in_time(cp,
 @pytest.mark.parametrize("rule", rules.rules(), ids=lambda rule: rule.__name__)
 def test_float_kernels_of_the_default_options_spill_nothing(cp, rule):
     variant = next(iter(rules.option_sets(rule))).variant
-    kernel = cuda._compiled(rule.rule, rules.storage(rule, "float32"), (variant,), 0)
+    kernel = cuda._compiled(rule.rule, rules.storage(rule, "float32"), (variant,))
     assert kernel.local_size_bytes == 0
     assert kernel.max_threads_per_block >= plan.THREADS
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lucid_gpu.device.arrays import as_array, device_of
+from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
 
 if TYPE_CHECKING:
@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 
 class _Stepping(NamedTuple):
-    """A tensor that has a gradient, and which of its arrays keep it from the one launch."""
+    """A tensor that has a gradient, and which of its arrays are slow.
+
+    Attributes:
+        tensor: the tensor.
+        strided: what keeps it from the one launch.
+        misaligned: what is not read 16 bytes at a time there.
+    """
 
     tensor: Tensor
     strided: list[str]
+    misaligned: list[str]
 
 
 def described(name: str, step: PreparedStep) -> str:
@@ -67,7 +74,9 @@ def _stepping(step: PreparedStep, part: Part) -> list[_Stepping]:
             kept = step.slots_of(tensor)
             arrays = {"parameter": tensor.data, "gradient": as_array(tensor.param.grad)}
             arrays |= {slot: kept[slot] for slot in used(tensor.variant) if slot in kept}
-            found.append(_Stepping(tensor, _strided(arrays)))
+            strided = _strided(arrays)
+            is_fused = tensor.data.size and not strided and all(map(is_cupy, arrays.values()))
+            found.append(_Stepping(tensor, strided, _misaligned(arrays) if is_fused else []))
     return found
 
 
@@ -93,6 +102,14 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
         lines += [
             f"    {each.tensor.name!r}: {' and '.join(each.strided)}; store a contiguous copy"
             for each in strided
+        ]
+    misaligned = [each for each in stepping if each.misaligned]
+    if misaligned:
+        lines.append(f"  {len(misaligned)} tensors have arrays at different alignments:")
+        lines += [
+            f"    {each.tensor.name!r}: {' and '.join(each.misaligned)} cannot be read 16 bytes at "
+            "a time beside the others; store an aligned copy"
+            for each in misaligned
         ]
     return lines
 
@@ -136,6 +153,14 @@ def _strided(arrays: Mapping[str, Any]) -> list[str]:
         if not plan.common_layout([array])
     ]
     return reasons or ["its arrays mix C and Fortran order"]
+
+
+def _misaligned(arrays: Mapping[str, Any]) -> list[str]:
+    """Return which arrays the kernel reads element by element, while it reads others as vectors."""
+    names = [f"the {what}" for what in arrays]
+    addresses = [address(array) for array in arrays.values()]
+    itemsizes = [array.itemsize for array in arrays.values()]
+    return [names[position] for position in plan.misaligned(addresses, itemsizes)]
 
 
 def _listed(names: list[str]) -> str:

@@ -69,6 +69,33 @@ def test_it_says_what_crosses_the_link_when_the_state_is_on_the_host(capsys):
     assert "from the host" not in text
 
 
+@pytest.mark.usefixtures("emulated")
+def test_it_tells_of_arrays_at_another_alignment(capsys):
+    xp = gpu.module("cuda")
+    own = [trained(xp.ones(9, xp.float32), name) for name in ("w", "b", "empty", "all alike")]
+    own[1].grad = xp.ones(10, xp.float32)[1:]
+    own[2] = trained(xp.ones(1, xp.float32)[1:], "empty")
+    own[3] = trained(xp.ones(10, xp.float32)[1:], "all alike")
+    own[3].grad = xp.ones(10, xp.float32)[1:]
+    SGD(own).explain()
+    text = capsys.readouterr().out
+    assert "1 tensors have arrays at different alignments:" in text
+    assert "'b': the gradient cannot be read 16 bytes at a time beside the others" in text
+
+    optimizer = SGD(own, momentum=0.9)
+    optimizer.step()
+    optimizer.state[own[0]]["momentum_buffer"] = xp.ones(12, xp.float32)[3:]
+    optimizer.explain()
+    text = capsys.readouterr().out
+    assert "3 tensors have arrays at different alignments:" in text
+    for name, what in (
+        ("w", "momentum_buffer"),
+        ("b", "gradient"),
+        ("all alike", "momentum_buffer"),
+    ):
+        assert f"'{name}': the {what} cannot" in text
+
+
 def test_bad_options_are_refused():
     optimizer = Adam([trained(np.ones(4), "w")])
     optimizer.param_groups[0]["lr"] = -1
