@@ -80,6 +80,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
     directory = locate(path)
     lines: list[str] = []
     exit_code = 0
+    gone: set[Location] = set()
     while not lines:
         found = _steps(directory)
         for checkpoint in [steps.path_of(directory, step) for step in found] or [directory]:
@@ -89,9 +90,11 @@ def verify(path: str | os.PathLike[str]) -> Report:
                     lines.append(f"ok: {_summary(reader)}")
             except CheckpointError as error:
                 # A writer may remove old steps at any time, once there are newer ones.
-                if not (found and isinstance(error, MissingCheckpointError)):
-                    lines.append(f"{_verdict(error)}: {error}")
-                    exit_code = 1
+                if found and isinstance(error, MissingCheckpointError) and checkpoint not in gone:
+                    gone.add(checkpoint)
+                    continue
+                lines.append(f"{_verdict(error)}: {error}")
+                exit_code = 1
     return Report("\n".join(lines), exit_code)
 
 
@@ -161,14 +164,16 @@ def _facts(reader: Reader) -> dict[str, Any]:
 
 
 def _open_newest(path: Location) -> Reader:
+    gone = None
     while True:
         found = _steps(path)
         try:
             return Reader(steps.path_of(path, found[-1]) if found else path)
         except MissingCheckpointError:
             # A writer may have removed it; then there is a newer one.
-            if not found:
+            if not found or found[-1] == gone:
                 raise
+            gone = found[-1]
 
 
 def _steps(path: Location) -> list[int]:

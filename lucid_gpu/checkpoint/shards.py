@@ -75,10 +75,11 @@ def write(
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     head = header(layout)
     size, tensors = len(head), {}
+    scratch = np.empty(max(map(_piece_size, arrays.values()), default=0), np.uint8)
     with create(file) as put:
         put(head)
         for name, array in arrays.items():
-            value = _write_array(put, array, rest)
+            value = _write_array(put, array, scratch, rest)
             tensors[name] = Tensor(array.dtype, array.shape, file, value)
             size += tensors[name].nbytes
     return File(size, digest(head)), tensors
@@ -129,9 +130,11 @@ def _alignment(dtype: dtypes.DType) -> int:
     return 1 if dtypes.is_raw(dtype) else dtype.itemsize
 
 
-def _write_array(put: Callable[[Any], None], array: Array, rest: Rest) -> str:
+def _write_array(
+    put: Callable[[Any], None], array: Array, scratch: np.ndarray[Any, Any], rest: Rest
+) -> str:
     hasher = xxhash.xxh3_128()
-    for piece in _pieces(array):
+    for piece in _pieces(array, scratch):
         begin = time.perf_counter()
         hasher.update(piece)
         put(piece)
@@ -139,7 +142,7 @@ def _write_array(put: Callable[[Any], None], array: Array, rest: Rest) -> str:
     return hasher.hexdigest()
 
 
-def _pieces(array: Array) -> Iterator[memoryview]:
+def _pieces(array: Array, scratch: np.ndarray[Any, Any]) -> Iterator[memoryview]:
     """Yield the bytes of an array in C order, which safetensors wants, as pieces.
 
     Each is a copy, valid until the next one is asked for: what is written is what was hashed, even
@@ -150,12 +153,18 @@ def _pieces(array: Array) -> Iterator[memoryview]:
         return
     if array.nbytes == 0:
         return
-    count = max(1, min(PIECE_BYTES, array.nbytes) // array.itemsize)
-    copy = np.empty(count * array.itemsize, np.uint8)
-    for chunk in _chunks(array, count):
-        piece = copy[: chunk.nbytes]
+    for chunk in _chunks(array, _piece_size(array) // array.itemsize):
+        piece = scratch[: chunk.nbytes]
         piece.view(chunk.dtype)[...] = chunk
         yield piece.data
+
+
+def _piece_size(array: Array) -> int:
+    """Return the bytes of a whole number of elements that are written at once."""
+    if is_cupy(array) or not array.nbytes:
+        return 0
+    whole: int = max(1, min(PIECE_BYTES, array.nbytes) // array.itemsize)
+    return whole * int(array.itemsize)
 
 
 def _chunks(array: np.ndarray[Any, Any], count: int) -> Iterator[np.ndarray[Any, Any]]:

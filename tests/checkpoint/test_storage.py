@@ -209,6 +209,18 @@ def test_a_step_that_is_removed_while_it_is_read_gives_way(run, store, monkeypat
     assert load(run)["w"].tolist() == [1, 1, 1]
 
 
+def test_a_step_that_was_not_uploaded_to_its_end_is_passed_over(run, store):
+    store.rm_file("/bucket/run/step-000000000002/manifest.json")
+    with pytest.warns(UserWarning, match="fell back to step 1"):
+        assert load(run)["w"].tolist() == [1, 1, 1]
+    assert latest(run) == "memory://bucket/run/step-000000000001"
+    assert report.inspect(run).exit_code == 1
+    assert report.verify(run).text.startswith("ok: ")
+    store.rm_file("/bucket/run/step-000000000001/manifest.json")
+    text, exit_code = report.verify(run)
+    assert (exit_code, text.count("NOT VERIFIED")) == (1, 2)
+
+
 def test_errors_of_reading_are_no_damage(run, monkeypatch):
     def failing(*_, **__):
         raise ConnectionError("reset by peer")
