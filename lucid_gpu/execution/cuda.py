@@ -181,7 +181,6 @@ class FusedLaunch:
         self._argument["tensors"] = self._records.device.data.ptr
         self._kernel = _compiled(tensors.rule, tensors.storage, tuple(plan.kinds))
         self._blocks = len(plan.chunks)
-        self._is_captured = False
         self._make_table(1)
         memory = self._chunks, self._records.device
         weakref.finalize(
@@ -217,6 +216,13 @@ class FusedLaunch:
         self._carried = self._argument["carried"].view(self._compute) if is_carried else None
         self._argument["table"] = 0 if is_carried else base
         self._gradients_moved = self._rows_moved = True
+        self._is_captured = False  # a graph reads the table before this one
+
+    def _make_room(self, rows: int) -> None:
+        if rows > self._capacity:
+            grads = self._grads
+            self._make_table(max(rows, 2 * self._capacity))
+            self._grads[:] = grads
 
     @property
     def _home(self) -> str:
@@ -243,7 +249,8 @@ class FusedLaunch:
         """Launch the kernel with the scalars of each row."""
         if self._plan is None:
             return
-        if self._carried is None or len(rows) > self._capacity:
+        self._make_room(len(rows))
+        if self._carried is None:
             self.upload(rows, row_of)
             stream = self._stream()
         else:
@@ -275,15 +282,12 @@ class FusedLaunch:
         """Bring scalars, rows and gradient addresses to the table, as far as they changed."""
         if self._plan is None:
             return
-        if len(rows) > self._capacity:
-            if is_replay:
-                raise RuntimeError(
-                    f"tensors step in {len(rows)} different ways, of which the captured graph "
-                    f"knows {self._capacity}: capture it anew"
-                )
-            grads = self._grads
-            self._make_table(max(len(rows), 2 * self._capacity))
-            self._grads[:] = grads
+        if is_replay and not (self._is_captured and len(rows) <= self._capacity):
+            raise RuntimeError(
+                "tensors step in more different ways, now or since the capture, than the captured "
+                "graph has room for: capture it anew"
+            )
+        self._make_room(len(rows))
         values = rows.reshape(-1)
         are_new = not np.array_equal(values, self._scalars[: len(values)])
         self._scalars[: len(values)] = values

@@ -227,23 +227,47 @@ def test_a_group_that_is_refused_adds_nothing(device):
         optimizer.add_param_group(group)
 
 
+def moving(device):
+    """An optimizer after a step, over Parameters and a foreign one, and all that it moves."""
+    foreign = Foreign(array([5.0, 6.0], device), array([1.0, 1.0], device))
+    params = [trained([1.0, 2.0], [0.5, 1.0], device), foreign, Parameter([4.0], device=device)]
+    optimizer = optim.Adam(params)
+    optimizer.step()
+    return optimizer, params
+
+
+def places(optimizer, params):
+    """Return the devices of data, gradients and slots."""
+    arrays = [one for param in params for one in (param.data, param.grad) if one is not None]
+    arrays += [
+        slots[name] for slots in optimizer.state.values() for name in slots if name != "step"
+    ]
+    return [device_of(array) for array in arrays]
+
+
 @pytest.mark.parametrize(("source", "target"), [("cuda:0", "cpu"), ("cpu", "cuda:1")])
 @pytest.mark.usefixtures("emulated")
-def test_a_move_that_fails_half_way_moves_nothing(source, target, monkeypatch):
+def test_a_move_that_fails_at_any_copy_moves_nothing(source, target, monkeypatch):
     """Row 22 of docs/contract.md."""
-    optimizer = make(source, None, None, steps=1)
-    copy, moved = transfer.copy, []
+    optimizer, params = moving(source)
+    count = len(places(optimizer, params))
+    before, copy = picture([params, everything(optimizer)]), transfer.copy
 
-    def fail_at_third(*arguments):
-        if len(moved) == 2:
-            raise MemoryError
-        moved.append(arguments)
-        return copy(*arguments)
+    for number in range(count):
+        copied = []
 
-    monkeypatch.setattr(transfer, "copy", fail_at_third)
-    with pytest.raises(MemoryError):
-        optimizer.to(target)
-    monkeypatch.undo()
-    places = {device_of(slots["exp_avg"]) for slots in optimizer.state.values()}
-    assert places == {source} == {p.device for p in optimizer.state}
+        def fail_at(*arguments, copied=copied, number=number):
+            if len(copied) == number:
+                raise MemoryError
+            copied.append(arguments)
+            return copy(*arguments)
+
+        monkeypatch.setattr(transfer, "copy", fail_at)
+        with pytest.raises(MemoryError):
+            optimizer.to(target)
+        monkeypatch.undo()
+        assert set(places(optimizer, params)) == {source}, number
+        assert picture([params, everything(optimizer)]) == before, number
     optimizer.step()
+    optimizer.to(target)
+    assert places(optimizer, params) == [target] * count

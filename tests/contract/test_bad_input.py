@@ -310,6 +310,14 @@ STEPS = {
         "'x' is (read-only|a broadcast view)",
         "pass a copy",
     ),
+    "a broadcast view that can be written to": Wrong(
+        lambda _: sgd_step(
+            Parameter(np.ndarray((2, 3), np.float32, bytearray(12), strides=(0, 4)), name="x")
+        ),
+        ValueError,
+        "'x' is a broadcast view",
+        "pass a copy",
+    ),
     "a parameter that is read-only": Wrong(
         lambda _: sgd_step(Parameter(np.frombuffer(b"\0" * 8, np.float32), name="x")),
         ValueError,

@@ -188,6 +188,41 @@ def assert_same_course(race):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=0, err_msg=str(key))
 
 
+def edit_both(race, **options):
+    """Edit options of both sides."""
+    race.theirs.param_groups[0].update(options)
+    raw = {"amsgrad": "raw"} if options.get("amsgrad") else {}
+    race.ours.param_groups[0].update({**options, **raw})
+
+
+SWITCHED = [
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.3},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "weight_decay": 0.1, "maximize": True},
+]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("options", SWITCHED, ids=str)
+def test_momentum_that_is_switched_on_later_begins_as_in_pytorch(options, steps):
+    """Row 24b of docs/contract.md."""
+    race = Race("SGD", {"lr": 0.05}, np.float64)
+    race.run(steps)
+    edit_both(race, **options)
+    assert_same_course(race)
+
+
+def test_momentum_that_was_away_goes_on_as_in_pytorch():
+    """Row 24b of docs/contract.md."""
+    race = Race("SGD", {"lr": 0.05, "momentum": 0.9}, np.float64)
+    race.run(2)
+    edit_both(race, momentum=0.0)
+    race.run(2)
+    edit_both(race, momentum=0.5)
+    assert_same_course(race)
+
+
 @pytest.mark.parametrize(("name", "options"), RESUMED, ids=str)
 def test_state_dicts_of_pytorch_load_here_and_go_on(name, options):
     race = Race(name, options, np.float64)

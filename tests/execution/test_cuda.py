@@ -187,6 +187,124 @@ def test_each_group_steps_with_its_own_scalars(rule, more, accelerator):
         np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
+def test_groups_that_part_step_on_with_scalars_of_their_own(accelerator):
+    """Their rows grow from one to more than a launch carries, and come together again."""
+    results = []
+    for device in (accelerator, "cpu"):
+        params = crowd(SGD, device)
+        optimizer = SGD([{"params": [param]} for param in params], lr=0.5, momentum=0.5)
+        for number in range(5):
+            if number in (1, 2):
+                set_gradients(params, number)
+            for i, param in enumerate(params[:number]):
+                param.grad = None if i % 2 else param.grad
+            optimizer.step()
+        results.append([param.numpy() for param in params])
+    np.testing.assert_array_equal(*results)
+
+
+def test_step_counts_that_part_grow_the_table(accelerator):
+    """One group, whose tensors are of more and more ages."""
+    results = []
+    for device in (accelerator, "cpu"):
+        params = make(device, (1,) * (plan.CARRIED_BYTES // row_bytes(Adam) + 9))
+        optimizer = Adam(params, lr=0.5)
+        for number, param in enumerate(params):
+            optimizer.state[param]["step"] = 0
+            kept, param.grad = param.grad, None
+            if number % 7 == 0:
+                optimizer.step()
+            param.grad = kept
+        set_gradients(params, 1)
+        for age, param in enumerate(params):
+            optimizer.state[param]["step"] = age
+        for _ in range(2):
+            optimizer.step()
+        set_gradients(params, 2)
+        optimizer.step()
+        results.append([param.numpy() for param in params])
+    np.testing.assert_array_equal(*results)
+
+
+def test_tensors_that_fall_apart_while_others_step_outgrow_the_table(accelerator):
+    """The table is made anew behind tensors that already step."""
+    results = []
+    for device in (accelerator, "cpu"):
+        params = make(device, (1,) * (plan.CARRIED_BYTES // row_bytes(Adam) + 9))
+        optimizer = Adam(params, lr=0.5)
+        optimizer.step()
+        grads = [param.grad for param in params]
+        for number in range(1, len(params)):
+            params[number - 1].grad = None
+            optimizer.step()
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        for _ in range(2):
+            optimizer.step()
+        results.append([param.numpy() for param in params])
+    np.testing.assert_array_equal(*results)
+
+
+def test_scalars_of_strided_tensors_leave_room_for_those_of_others(accelerator):
+    """There are more rows of scalars than contiguous tensors."""
+    params = [Parameter(transfer.copy(np.ones(6, np.float32), accelerator)[::2]) for _ in range(3)]
+    params += make(accelerator, (3,))
+    before = params[-1].numpy().copy()
+    set_gradients(params, 1)
+    SGD(groups_of_one(params)).step()
+    grad = host(params[-1].grad) * np.float32(1 / 5)
+    np.testing.assert_array_equal(params[-1].numpy(), before - grad)
+
+
+def test_strided_tensors_among_others_take_their_own_scalars_gradients_and_slots(accelerator):
+    results = []
+    for device in (accelerator, "cpu"):
+        views = [transfer.copy(np.ones((4, 6), np.float32), device)[:, ::2] for _ in range(3)]
+        params = [*make(device, (3,)), *map(Parameter, views), *make(device, (5,))]
+        groups = [{"params": [p], "lr": 1 / (1 + i)} for i, p in enumerate(params)]
+        optimizer = SGD(groups, momentum=0.5)
+        for number in range(4):
+            set_gradients(params, number)
+            params[1 + number % 3].grad = None
+            optimizer.step()
+        for number in (1, 2):
+            again = transfer.copy(np.ones((4, 6), np.float32), device)[:, ::2]
+            params[number].data = again
+        optimizer.step()
+        results.append([np.array(param.numpy()).ravel() for param in params])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_strided_gradient_that_goes_is_not_stepped_with_again(accelerator):
+    view = transfer.copy(np.ones((4, 6), np.float32), accelerator)[:, ::2]
+    param, other = Parameter(view), *make(accelerator, (3,))
+    param.grad = transfer.copy(np.ones((4, 3), np.float32), accelerator)
+    optimizer = SGD([param, other], lr=0.5)
+    optimizer.step()
+    param.grad = None
+    optimizer.step()
+    assert (param.numpy() == 0.5).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_data_that_is_replaced_by_a_strided_array_is_stepped(accelerator, order):
+    results = []
+    for device in (accelerator, "cpu"):
+        params = make(device, (3, 4))
+        optimizer = Adam(params, lr=0.5)
+        optimizer.step()
+        wide = transfer.copy(np.ones((2, 6), np.float32, order=order), device)
+        params[0].data = wide[1, ::2]
+        for _ in range(2):
+            optimizer.step()
+        params[0].data = transfer.copy(params[0].data, device)
+        optimizer.step()
+        results.append([np.array(param.numpy()) for param in params])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_gradients_that_moved_cost_a_copy_of_their_addresses_and_nothing_else(emulated):
     params = make("cuda:0")
     optimizer = Adam(params, lr=0.1)

@@ -228,3 +228,23 @@ def test_a_capture_may_be_repeated_after_a_change(accelerator):
     for _ in range(3):
         twin.step()
     np.testing.assert_array_equal(params[0].numpy(), twins[0].numpy())
+
+
+def test_a_replay_is_refused_where_the_graph_has_no_room_for_the_scalars(accelerator):
+    """Tensors that stepped alike when the step was captured are of more ages now."""
+    params = crowd(Adam, accelerator)
+    optimizer = Adam(params)
+    capture(optimizer)
+    grads = [param.grad for param in params]
+    for number in range(1, len(params)):
+        params[number - 1].grad = None
+        optimizer.step()
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    before = [optimizer.state[param]["step"] for param in params]
+    with pytest.raises(RuntimeError, match="than the captured graph has room for: capture it anew"):
+        optimizer.before_replay()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="than the captured graph has room for: capture it anew"):
+        optimizer.before_replay()
+    assert [optimizer.state[param]["step"] for param in params] == [step + 1 for step in before]

@@ -92,3 +92,52 @@ def test_slots_that_lie_elsewhere_are_stepped_too():
         return [param.data for param in params]
 
     assert same(three_steps(scatter=True), three_steps(scatter=False))
+
+
+def test_neighbours_that_are_views_of_different_arrays_are_stepped_too():
+    memory = np.arange(1, 13, dtype=np.float32)
+    pieces = [np.frombuffer(memory, np.float32, 4, offset).reshape(2, 2) for offset in (0, 16, 32)]
+    params = [Parameter(piece) for piece in pieces]
+    for param in params:
+        param.grad = np.ones((2, 2), np.float32)
+    optimizer = SGD(params, lr=1.0)
+    for _ in range(2):
+        optimizer.step()
+    assert memory.tolist() == list(range(-1, 11))
+
+
+def test_parts_of_one_array_that_are_no_neighbours_are_stepped_too():
+    memory = np.arange(1, 13, dtype=np.float32)
+    params = [Parameter(memory[start : start + 3]) for start in (8, 4, 0)]
+    for param in params:
+        param.grad = np.ones(3, np.float32)
+    SGD(params, lr=1.0).step()
+    assert memory.tolist() == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9, 10, 12]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_neighbours_from_the_middle_of_an_array_leave_the_rest_alone(first):
+    memory = np.ones(12, np.float32)
+    params = [Parameter(memory[first + i : first + i + 3]) for i in (0, 3)]
+    for param in params:
+        param.grad = np.ones(3, np.float32)
+    SGD(params, lr=1.0).step()
+    assert np.flatnonzero(memory == 0).tolist() == list(range(first, first + 6))
+
+
+def test_neighbours_that_are_columns_of_fortran_order_are_stepped_too():
+    memory = np.arange(1, 13, dtype=np.float32).reshape(4, 3, order="F")
+    params = [Parameter(memory[:, column]) for column in range(3)]
+    for param in params:
+        param.grad = np.ones(4, np.float32)
+    SGD(params, lr=1.0).step()
+    assert memory.ravel("F").tolist() == list(range(12))
+
+
+def test_neighbours_that_see_an_array_as_another_dtype_are_stepped_too():
+    memory = np.zeros(6)
+    params = [Parameter(memory[i : i + 3].view(np.float32)) for i in (0, 3)]
+    for param in params:
+        param.grad = np.ones(6, np.float32)
+    SGD(params, lr=1.0).step()
+    assert memory.view(np.float32).tolist() == [-1.0] * 12

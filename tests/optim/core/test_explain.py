@@ -45,6 +45,93 @@ def test_it_takes_no_step_and_makes_no_state():
     assert len(optimizer.state) == 0
 
 
+def test_it_counts_what_steps_and_nothing_else(capsys):
+    idle = Parameter(np.ones(50, np.float32), name="idle")
+    SGD([trained(np.ones(4, np.float32), "w"), idle]).explain()
+    text = capsys.readouterr().out
+    assert "one step of 1 parameters" in text
+    assert "cpu, float32: 1 tensors, 4 elements" in text
+    assert "in 1 tensors with momentum=none" in text
+
+
+def test_each_dtype_has_a_part_of_its_own(capsys):
+    SGD([trained(np.ones(4, np.float32), "w"), trained(np.ones(3), "b")], momentum=0.5).explain()
+    text = capsys.readouterr().out
+    assert "cpu, float32: 1 tensors, 4 elements" in text
+    assert "cpu, float64: 1 tensors, 3 elements" in text
+    assert "20 bytes moved per element in 1 tensors" in text
+    assert "40 bytes moved per element in 1 tensors" in text
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_it_says_which_groups_follow_the_gradient_upwards(capsys, maximize):
+    SGD([trained(np.ones(4), "w")], maximize=maximize).explain()
+    assert f"maximize={maximize}" in capsys.readouterr().out
+
+
+def test_it_names_the_first_eight_without_a_gradient_and_counts_the_rest(capsys):
+    SGD([Parameter([1.0], name=f"p{number}") for number in range(11)]).explain()
+    text = capsys.readouterr().out
+    names = ", ".join(f"'p{number}'" for number in range(8))
+    assert f"no gradient, so no step: {names}, and 3 more" in text
+
+
+def test_a_slot_that_is_not_contiguous_is_named(capsys):
+    param = trained(np.ones(4), "w")
+    optimizer = SGD([param], momentum=0.5)
+    optimizer.state[param].update(step=1, momentum_buffer=np.ones(8)[::2])
+    optimizer.explain()
+    assert "'w': the momentum_buffer has strides (16,)" in capsys.readouterr().out
+
+
+def test_a_slot_of_no_variant_in_use_slows_nothing_down(capsys):
+    param = trained(np.ones(4), "w")
+    optimizer = SGD([param])
+    optimizer.state[param].update(step=1, momentum_buffer=np.ones(8)[::2])
+    optimizer.explain()
+    assert "not contiguous" not in capsys.readouterr().out
+
+
+def test_it_agrees_with_the_step_that_follows_and_the_one_before(capsys):
+    params = [trained(np.ones(4), "a"), trained(np.ones(3), "b")]
+    optimizer = Adam(params)
+    optimizer.explain()
+    first = capsys.readouterr().out
+    optimizer.step()
+    optimizer.explain()
+    assert capsys.readouterr().out == first
+    params[0].grad = None
+    optimizer.explain()
+    assert "one step of 1 parameters" in capsys.readouterr().out
+
+
+def test_what_step_would_refuse_is_refused():
+    half = trained(np.ones(4, np.float16), "half")
+    with pytest.raises(TypeError, match="'half' has dtype float16"):
+        Adam([half]).explain()
+
+
+@pytest.mark.usefixtures("emulated")
+def test_it_names_the_kernel_of_all_variants_of_a_launch(capsys):
+    xp = gpu.module("cuda")
+    params = [trained(xp.ones(4, xp.float32), name) for name in "ab"]
+    Adam([{"params": params[:1]}, {"params": params[1:], "amsgrad": True}]).explain()
+    text = capsys.readouterr().out
+    assert "Stored<Adam<float, 0>, float, float>" in text
+    assert "Stored<Adam<float, 1>, float, float, float>" in text
+
+
+@pytest.mark.usefixtures("emulated")
+def test_it_says_that_strided_tensors_of_hosted_state_hold_up_the_host(capsys):
+    xp = gpu.module("cuda")
+    view = trained(xp.ones(8, xp.float32)[::2], "view")
+    Adam([view]).explain()
+    assert "1 tensors are not contiguous, 1 launch each:" in capsys.readouterr().out
+    Adam([view], state_device="host").explain()
+    text = capsys.readouterr().out
+    assert "1 tensors are not contiguous, 1 launch each, and the host waits for each:" in text
+
+
 @pytest.mark.usefixtures("emulated")
 def test_it_counts_the_launches_of_a_gpu(capsys):
     xp = gpu.module("cuda")

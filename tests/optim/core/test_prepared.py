@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import transfer
-from lucid_gpu.optim import SGD
+from lucid_gpu.device import gpu, transfer
+from lucid_gpu.optim import SGD, Adam
+from tests.contract.support import Foreign, array, host
+from tests.execution.test_graph import capture, first_capture
+from tests.optim.core.rules.recorder import Recorder
 
 
 def trained(device, count):
@@ -67,3 +70,351 @@ def test_an_edited_option_is_checked_in_every_group_before_anything_steps(device
         optimizer.step()
     assert values(params) == [0.5] * 3
     assert [optimizer.state[param]["step"] for param in params] == [1] * 3
+
+
+def slot(optimizer, param, name):
+    """Return a slot of a parameter, whose elements are all the same."""
+    (value,) = set(host(optimizer.state[param][name]).ravel().tolist())
+    return value
+
+
+def recorded(optimizer, param):
+    """Return the scalars that a parameter was given at its last step."""
+    return [slot(optimizer, param, f"own_{name}") for name in Recorder.Scalars._fields]
+
+
+def test_slots_begin_with_what_the_rule_says(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param], number=3.0)
+    optimizer.step()
+    assert [slot(optimizer, param, name) for name in ("number", "copy")] == [3.0, 1.0]
+    assert param.numpy().item() == 0.0
+
+
+def test_a_slot_that_begins_as_its_parameter_is_a_copy_of_it(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    for _ in range(2):
+        optimizer.step()
+    assert slot(optimizer, param, "copy") == 1.0
+    assert optimizer.state[param]["copy"] is not param.data
+
+
+def test_slots_begin_with_what_the_options_of_their_group_say(device):
+    one, two = trained(device, 2)
+    optimizer = Recorder([{"params": [one]}, {"params": [two], "number": 2}])
+    optimizer.step()
+    assert [slot(optimizer, param, "number") for param in (one, two)] == [7.0, 2.0]
+
+
+def test_what_slots_begin_with_is_read_once(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    optimizer.step()
+    optimizer.param_groups[0]["number"] = 9.0
+    optimizer.step()
+    assert slot(optimizer, param, "number") == 7.0
+
+
+def test_a_slot_that_is_there_is_not_filled(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    optimizer.state[param]["number"] = array([5.0], device)
+    optimizer.step()
+    assert [slot(optimizer, param, name) for name in ("number", "copy")] == [5.0, 1.0]
+
+
+def test_slots_on_the_host_begin_with_what_the_rule_says(accelerator):
+    (param,) = trained(accelerator, 1)
+    optimizer = Recorder([param], number=3.0, state_device="host")
+    optimizer.step()
+    assert [slot(optimizer, param, name) for name in ("number", "copy", "own_t")] == [3.0, 1.0, 1.0]
+
+
+def test_large_and_strided_slots_begin_with_what_the_rule_says(device):
+    params = [
+        Parameter(np.full(5000, 2.0, np.float32), device=device),
+        Parameter(array(np.full((4, 6), 2.0), device)[:, ::2]),
+        Parameter(np.full((3, 2), 2.0, np.float32, order="F"), device=device),
+    ]
+    for param in params:
+        with gpu.on(device):
+            param.grad = param.data * 0
+    optimizer = Recorder(params)
+    optimizer.step()
+    for param in params:
+        assert [slot(optimizer, param, name) for name in ("number", "copy")] == [7.0, 2.0]
+
+
+def test_parameters_of_two_dtypes_have_slots_of_their_own(device):
+    single = Parameter(np.ones(2, np.float32), device=device)
+    double = Parameter(np.ones(2), device=device)
+    for param in (single, double):
+        param.grad = array([1.0, 1.0], device, param.dtype)
+    optimizer = Recorder([single, double])
+    optimizer.step()
+    for param in (single, double):
+        assert optimizer.state[param]["number"].dtype == param.dtype
+        assert recorded(optimizer, param) == [1.0, 1.0, 1.5, 2.0]
+
+
+def test_each_step_is_given_what_the_last_one_left(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param], amount=2.0)
+    seen = []
+    for _ in range(3):
+        optimizer.step()
+        seen.append(recorded(optimizer, param))
+    assert seen == [[1, 1, 2.5, 2], [2, 0, 4.5, 4], [3, 0, 6.5, 8]]
+
+
+def test_what_a_step_leaves_stands_in_the_state(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param], amount=2.0)
+    for _ in range(2):
+        optimizer.step()
+    slots = optimizer.state[param]
+    assert [slots[name] for name in ("step", "sum", "power")] == [2, 4.5, 4.0]
+    assert [type(slots[name]) for name in ("step", "sum", "power")] == [int, float, float]
+
+
+def test_a_loaded_state_goes_on_from_what_the_last_step_left(device):
+    one, two = trained(device, 2)
+    optimizer, other = Recorder([one], amount=2.0), Recorder([two])
+    for _ in range(2):
+        optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    assert recorded(other, two) == [3, 0, 6.5, 8]
+
+
+def test_what_a_step_leaves_may_not_lack_in_a_state_that_is_loaded(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    optimizer.step()
+    saved = optimizer.state_dict()
+    del saved["state"][0]["power"]
+    with pytest.raises(ValueError, match="slot 'power' is missing"):
+        optimizer.load_state_dict(saved)
+
+
+def test_what_is_carried_may_be_edited_in_the_state(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    optimizer.step()
+    optimizer.state[param]["power"] = 16.0
+    optimizer.step()
+    assert recorded(optimizer, param) == [2, 0, 2.5, 32]
+
+
+def test_a_step_count_may_be_edited_in_the_state(device):
+    (param,) = trained(device, 1)
+    optimizer = Recorder([param])
+    optimizer.step()
+    optimizer.state[param]["step"] = 10
+    optimizer.step()
+    assert recorded(optimizer, param)[0] == 11
+    assert optimizer.state[param]["step"] == 11
+
+
+def misfit(device):
+    """A foreign parameter whose gradient does not fit."""
+    return Foreign(array([1.0], device), array([1.0, 2.0], device))
+
+
+def test_a_first_step_that_was_refused_is_still_the_first(device):
+    (param,), bad = trained(device, 1), misfit(device)
+    optimizer = Recorder([param, bad])
+    with pytest.raises(ValueError, match="reshape"):
+        optimizer.step()
+    bad.grad = array([1.0], device)
+    optimizer.step()
+    assert [recorded(optimizer, one) for one in (param, bad)] == [[1, 1, 1.5, 2]] * 2
+
+
+def test_a_first_gradient_that_was_refused_later_begins_at_the_first_step(device):
+    (param,), late = trained(device, 1), misfit(device)
+    wrong, late.grad = late.grad, None
+    optimizer = Recorder([param, late])
+    optimizer.step()
+    late.grad = wrong
+    with pytest.raises(ValueError, match="reshape"):
+        optimizer.step()
+    assert late not in optimizer.state
+    late.grad = array([1.0], device)
+    optimizer.step()
+    assert recorded(optimizer, param) == [2, 0, 2.5, 4]
+    assert recorded(optimizer, late) == [1, 1, 1.5, 2]
+
+
+def test_two_that_join_while_one_of_them_is_refused_join_together_later(device):
+    (param, joins), bad = trained(device, 2), misfit(device)
+    grads = [joins.grad, bad.grad]
+    joins.grad = bad.grad = None
+    optimizer = Recorder([param, joins, bad])
+    optimizer.step()
+    joins.grad, bad.grad = grads
+    for _ in range(2):
+        with pytest.raises(ValueError, match="reshape"):
+            optimizer.step()
+    bad.grad = array([1.0], device)
+    optimizer.step()
+    assert [recorded(optimizer, one)[:2] for one in (param, joins, bad)] == [[2, 0], [1, 1], [1, 1]]
+
+
+def test_an_error_of_one_input_hides_no_change_of_another(device):
+    (param,), other = trained(device, 1), Foreign(array([1.0], device), array([1.0], device))
+    optimizer = Recorder([param, other])
+    optimizer.step()
+    param.data = array([5.0], device)
+    other.grad = array([1.0, 2.0], device)
+    with pytest.raises(ValueError, match="reshape"):
+        optimizer.step()
+    other.grad = array([1.0], device)
+    optimizer.step()
+    assert param.numpy().item() == 4.0
+    assert [recorded(optimizer, one)[0] for one in (param, other)] == [2, 2]
+
+
+def test_an_option_that_was_refused_is_refused_again(device):
+    (param,) = trained(device, 1)
+    optimizer = SGD([param], lr=0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = -1.0
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lr must be >= 0"):
+            optimizer.step()
+    assert values([param]) == [0.5]
+
+
+def test_data_of_another_dtype_is_stepped_as_what_it_is(device):
+    param = Foreign(array([1.0], device), array([1.0], device))
+    optimizer = SGD([param], lr=0.25)
+    optimizer.step()
+    param.data, param.grad = (array([1.0], device, np.float64) for _ in range(2))
+    optimizer.step()
+    assert host(param.data).tolist() == [0.75]
+
+
+def test_data_on_another_device_is_stepped_there(emulated):
+    param = Foreign(array([1.0], "cpu"), array([1.0], "cpu"))
+    optimizer = SGD([param], lr=0.25)
+    optimizer.step()
+    for place in ("cuda:1", "cuda:0", "cpu"):
+        param.data, param.grad = array([1.0], place), array([1.0], place)
+        optimizer.step()
+        assert host(param.data).tolist() == [0.75]
+
+
+def test_data_of_another_shape_is_refused_with_the_slot_that_does_not_fit(device):
+    param = Foreign(array([1.0], device), array([1.0], device))
+    optimizer = SGD([param], lr=0.25, momentum=0.5)
+    optimizer.step()
+    param.data, param.grad = array([1.0, 1.0], device), array([1.0, 1.0], device)
+    with pytest.raises(ValueError, match=r"'momentum_buffer' .* shape \(1,\)"):
+        optimizer.step()
+    assert host(param.data).tolist() == [1.0, 1.0]
+
+
+def test_data_that_becomes_trainable_steps(device):
+    param = Foreign([1.0], None)
+    optimizer = SGD([param, *trained(device, 1)], lr=0.25)
+    optimizer.step()
+    param.data, param.grad = array([1.0], device), array([1.0], device)
+    optimizer.step()
+    assert host(param.data).tolist() == [0.75]
+
+
+def test_data_that_cannot_be_trained_any_more_is_refused(device):
+    param = Foreign(array([1.0], device), array([1.0], device))
+    optimizer = SGD([param], lr=0.25)
+    optimizer.step()
+    param.data = array([1], device, np.int32)
+    with pytest.raises((TypeError, ValueError), match="int32"):
+        optimizer.step()
+
+
+def test_data_that_becomes_read_only_is_refused():
+    param = Foreign(np.ones(1, np.float32), np.ones(1, np.float32))
+    optimizer = SGD([param], lr=0.25)
+    optimizer.step()
+    param.data = np.ones(1, np.float32)
+    param.data.flags.writeable = False
+    with pytest.raises(ValueError, match=r"'0\.0' is read-only"):
+        optimizer.step()
+
+
+def test_what_lies_idle_may_be_anything(device):
+    idle = [Foreign("text"), Foreign([1.0]), Foreign(array([1], device, np.int32)), Foreign(None)]
+    (param,) = trained(device, 1)
+    optimizer = SGD([*idle, param], lr=0.25)
+    for _ in range(2):
+        optimizer.step()
+    assert values([param]) == [0.5]
+
+
+def test_a_gradient_of_another_framework_is_taken_anew():
+    class Tensor:
+        def __init__(self, own):
+            self.own = own
+
+        def __dlpack__(self, **options):
+            return self.own.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.own.__dlpack_device__()
+
+    param = Foreign(array([1.0], "cpu"), None)
+    optimizer = SGD([param], lr=0.25)
+    for expected in (0.75, 0.5):
+        param.grad = Tensor(array([1.0], "cpu"))
+        optimizer.step()
+        assert host(param.data).tolist() == [expected]
+
+
+def test_a_capture_knows_no_tensor_that_joins_later(accelerator):
+    params = trained(accelerator, 2)
+    kept, params[1].grad = params[1].grad, None
+    optimizer = Adam(params)
+    capture(optimizer)
+    params[1].grad = kept
+    with pytest.raises(RuntimeError, match="capture the graph anew"):
+        optimizer.before_replay(gradients="current")
+    assert params[1] not in optimizer.state
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="capture the graph anew"):
+        optimizer.before_replay(gradients="current")
+    assert [optimizer.state[param]["step"] for param in params] == [2, 1]
+
+
+def test_a_capture_knows_no_data_that_was_replaced_and_stepped(accelerator):
+    (param,) = trained(accelerator, 1)
+    optimizer = Adam([param])
+    capture(optimizer)
+    param.data = transfer.copy(param.data, accelerator)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="capture the graph anew"):
+        optimizer.before_replay()
+    assert optimizer.state[param]["step"] == 2
+
+
+def test_a_capture_with_data_that_was_replaced_is_refused(accelerator):
+    (param,) = trained(accelerator, 1)
+    optimizer = Adam([param])
+    optimizer.step()
+    param.data = transfer.copy(param.data, accelerator)
+    with pytest.raises(RuntimeError, match="take one ordinary step"):
+        first_capture(optimizer)
+
+
+def test_a_replay_gives_each_tensor_what_the_last_step_left(accelerator):
+    params = trained(accelerator, 2)
+    optimizer = Recorder([{"params": params[:1]}, {"params": params[1:], "amount": 2.0}])
+    graph, stream = capture(optimizer)
+    for number in (2, 3):
+        with stream:
+            optimizer.before_replay()
+            graph.launch(stream)
+        stream.synchronize()
+        expected = [[number, 0, 0.5 + number * amount, 2**number] for amount in (1, 2)]
+        assert [recorded(optimizer, param) for param in params] == expected

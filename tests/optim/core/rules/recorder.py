@@ -9,7 +9,7 @@ from lucid_gpu.optim import FusedOptimizer
 
 
 class Recorder(FusedOptimizer):
-    """Subtracts the gradient, and writes the scalars of the step into slots of their names.
+    """Subtracts the gradient, and writes the scalars of the step into slots.
 
     It uses all that a rule can declare: ``total`` and ``product`` are carried from step to step,
     the first step has scalars of its own, and ``number`` and ``copy`` begin with something.
@@ -17,7 +17,7 @@ class Recorder(FusedOptimizer):
 
     kernel = Path(__file__).with_name("recorder.cuh")
     functor = "Recorder"
-    slots = ("t", "first", "total", "product", "number", "copy")
+    slots = ("own_t", "own_first", "own_total", "own_product", "number", "copy")
     carries = {"sum": 0.5, "power": 1.0}  # noqa: RUF012 - declared by the base class
     decay = "none"
 
@@ -52,7 +52,7 @@ class Recorder(FusedOptimizer):
         return scalars._replace(first=1.0), left
 
     @staticmethod
-    def update(k, variant, /, param, g, t, first, total, product, number, copy):
+    def update(k, variant, /, param, g, own_t, own_first, own_total, own_product, *_):
         param -= g
-        for slot, value in zip((t, first, total, product), k, strict=True):
+        for slot, value in zip((own_t, own_first, own_total, own_product), k, strict=True):
             slot[...] = value
