@@ -98,4 +98,6 @@ def _forget() -> None:
     lucid_gpu.device.gpu._probe.cache_clear()
     lucid_gpu.execution.cuda._kernel.cache_clear()
     lucid_gpu.execution.cuda._elementwise.cache_clear()
-    lucid_gpu.device.tables._retired.clear()
+    lucid_gpu.device.keep._kept.clear()
+    lucid_gpu.device.keep._flags.clear()
+    lucid_gpu.device.keep._zero.cache_clear()
