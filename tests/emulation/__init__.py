@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+import lucid_gpu.device.keep
 import lucid_gpu.device.kernels
-import lucid_gpu.device.tables
 from tests.emulation import arrays, kernels, machine, nvrtc
 from tests.emulation.machine import MACHINE, Machine
 
@@ -98,4 +98,6 @@ def forget() -> None:
     """Clear what lucid_gpu remembers of CuPy, as if the process were a new one."""
     lucid_gpu.device.gpu._probe.cache_clear()
     lucid_gpu.device.kernels._kernel.cache_clear()
-    lucid_gpu.device.tables._retired.clear()
+    lucid_gpu.device.keep._kept.clear()
+    lucid_gpu.device.keep._flags.clear()
+    lucid_gpu.device.keep._zero.cache_clear()
