@@ -39,7 +39,9 @@ def run(options: Options) -> Report:
         "counted, nor is it hidden: the host question counts it",
     ]
     if options.device == "cpu":
-        notes.append("ours: NumPy; ours, compiled: with LUCID_GPU_CPU=compiled")
+        notes.append(
+            "ours: as it is set up, which is compiled code where the machine has a C++ compiler"
+        )
     else:
         notes += [
             "device: between CUDA events, with the launches queued ahead as far as the queue "

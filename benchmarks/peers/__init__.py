@@ -12,7 +12,7 @@ __all__ = ["BUILDERS", "Contender", "Task", "names"]
 
 BUILDERS: dict[str, Callable[[Task], Contender]] = {
     "ours": ours.Ours,
-    "ours, compiled": partial(ours.Ours, mode="compiled"),
+    "ours, NumPy": partial(ours.Ours, cpu_code="numpy"),
     "torch fused": pytorch.builder("fused"),
     "torch foreach": pytorch.builder("foreach"),
     "torch single": pytorch.builder("single"),
@@ -30,7 +30,7 @@ ON_GPU_ONLY = tuple(
     name for name in BUILDERS if "graph" in name or name in ("ElementwiseKernel", "limit")
 )
 
-ON_CPU_ONLY = ("ours, compiled",)
+ON_CPU_ONLY = ("ours, NumPy",)
 
 
 def names(device: str) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from benchmarks.peers.task import Contender, Task
-from benchmarks.protocol import Unavailable
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, optim, set_cpu_code
 from lucid_gpu.execution import building
 
 
@@ -15,27 +12,25 @@ class Ours(Contender):
 
     Args:
         task: the arrays and the rule.
-        mode: what steps on the CPU: ``LUCID_GPU_CPU``.
-
-    Raises:
-        Unavailable: ``mode`` is ``"compiled"``, and there is no compiler.
+        cpu_code: what steps on the CPU, as :func:`lucid_gpu.set_cpu_code` takes it.
     """
 
-    def __init__(self, task: Task, mode: str = "numpy") -> None:
-        if mode == "compiled" and building.compiler() is None:
-            raise Unavailable("no C++ compiler was found")
+    def __init__(self, task: Task, cpu_code: str = "auto") -> None:
         super().__init__(task)
-        self._mode = mode
+        self._cpu_code = cpu_code
+        self._is_built = False
         self._params = [Parameter(array) for array in task.params]
         self.use_gradients(0)
         cls = getattr(optim, task.rule.optimizer)
         self._optimizer = cls(task.groups(self._params), **task.rule.options)
 
     def step(self) -> None:
-        """Take one step."""
-        if self.task.device == "cpu":  # setting a variable takes longer than a launch
-            os.environ["LUCID_GPU_CPU"] = self._mode
+        """Take one step; what the first one has built beside it is there for the next."""
+        set_cpu_code(self._cpu_code)
         self._optimizer.step()
+        if not self._is_built:
+            building.wait()
+            self._is_built = True
 
     def use_gradients(self, which: int) -> None:
         """Take the gradients of one of the task's sets."""

@@ -2,10 +2,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from lucid_gpu import set_cpu_code
+
 
 @pytest.fixture(scope="package", autouse=True)
-def mode_as_it_was() -> Iterator[None]:
-    """Put back the mode that the contenders set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LUCID_GPU_CPU", "numpy")
-        yield
+def code_as_it_was() -> Iterator[None]:
+    """Forget what the contenders choose."""
+    yield
+    set_cpu_code(None)

@@ -7,7 +7,7 @@ from benchmarks.plot import save
 from benchmarks.protocol import Measurement, Options, Report, Unavailable
 
 QUICK = Options("cpu", quick=True, seconds=0.5)
-KEPT = ("ours", "ours, compiled", "array expressions")
+KEPT = ("ours", "ours, NumPy", "array expressions")
 
 
 @pytest.fixture(scope="module", autouse=True)

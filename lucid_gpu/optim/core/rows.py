@@ -52,7 +52,7 @@ class Counts:
         self._minds_first = rule.first_scalars is not rule.scalars
         self._present = np.zeros(count, np.bool_)
         self._row_of = np.zeros(count, np.int32)
-        self._leaders: list[int] = []
+        self._leaders = np.zeros(0, np.intp)
         self._is_grouped = False
 
     @property
@@ -93,14 +93,17 @@ class Counts:
         """
         if not self._is_grouped:
             self._group()
+        of = self._leaders
+        firsts = (self._is_first[of] & self._minds_first).tolist()
         made = [
-            self._rule.row(
-                self._groups[self._group_of[tensor]],
-                self._steps[tensor].item() + 1,
-                tuple(self._carries[tensor].tolist()),
-                self._minds_first and bool(self._is_first[tensor]),
+            self._rule.row(self._groups[group], step + 1, tuple(carry), is_first)
+            for group, step, carry, is_first in zip(
+                self._group_of[of].tolist(),
+                self._steps[of].tolist(),
+                self._carries[of].tolist(),
+                firsts,
+                strict=True,
             )
-            for tensor in self._leaders
         ]
         exact = np.array([scalars for scalars, _ in made], np.float64)
         with np.errstate(over="ignore"):
@@ -133,8 +136,9 @@ class Counts:
         tensors = np.flatnonzero(self._present)
         firsts = self._is_first & self._minds_first
         keys = [self._group_of, self._steps, firsts, *self._carries.T]
-        columns = [key[tensors] for key in keys]
-        order = np.lexsort(columns[::-1])
+        # What is the same of all tensors, as most of it is, need not be sorted by.
+        columns = [own for key in keys if ((own := key[tensors]) != own[:1]).any()]
+        order = np.lexsort(columns[::-1]) if columns else np.arange(len(tensors))
         differs = np.zeros(len(tensors), np.bool_)
         differs[:1] = True
         for column in columns:
@@ -143,5 +147,5 @@ class Counts:
         row_of = np.zeros(len(self._present), np.int32)
         row_of[tensors[order]] = np.cumsum(differs) - 1
         self._row_of = row_of
-        self._leaders = tensors[order][differs].tolist()
+        self._leaders = tensors[order][differs]
         self._is_grouped = True
