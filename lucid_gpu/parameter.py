@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu.device import gpu, gradient_table, transfer
+from lucid_gpu.device import gpu, gradient_table, keep, transfer
 from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
 
 _latest_data: object = object()
@@ -61,6 +61,7 @@ class Parameter:
         self._entry = gradient_table.enter()
         self.name = name
         self._data = _as_data(data)
+        self._made = keep.made_on(self._data)
         self._grad: Any = None
         self._requires_grad = bool(requires_grad)
         self._stays = False
@@ -155,6 +156,14 @@ class Parameter:
         """Where the ledger notes this parameter's gradient."""
         return self._entry
 
+    @property
+    def made(self) -> tuple[int, int] | None:
+        """On which device and stream ``data`` was made, by their numbers: what was current then.
+
+        None on the host. An array that was made before on another stream is not told apart.
+        """
+        return self._made
+
     def to(self, device: str) -> Parameter:
         """Move data and gradient to a device, through pinned memory, and return the parameter.
 
@@ -217,6 +226,7 @@ class Parameter:
     def _set_data(self, data: Any) -> None:
         global _latest_data  # noqa: PLW0603 - one token for the process: comparing it costs nothing
         self._data = data
+        self._made = keep.made_on(data)
         _latest_data = object()
 
     def _set_grad(self, grad: Any) -> None:

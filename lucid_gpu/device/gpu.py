@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,10 @@ INSTALL = (
     "pip install '.[cuda12]' (driver 525 or newer)"
 )
 """What to do where CuPy or a part of it is missing."""
+
+
+LEGACY = (0, 1)
+"""Handles of the legacy default stream: what CUDA takes for it, and what it calls it."""
 
 
 class DeviceUnavailableError(RuntimeError):
@@ -139,11 +142,26 @@ def on(device: str) -> contextlib.AbstractContextManager[Any]:
     return cupy().cuda.Device(int(device.removeprefix("cuda:")))  # type: ignore[no-any-return]
 
 
-def is_capturing(devices: Iterable[str] = ()) -> bool:
-    """Say whether a current stream, of CuPy's device or of one of ``devices``, records a graph."""
-    module = sys.modules.get("cupy")
-    if module is None or not count():
+def is_capturing(devices: Iterable[str]) -> bool:
+    """Say whether the current stream of one of ``devices``, or of CuPy's device, records a graph.
+
+    Without a GPU among ``devices``, nothing is asked: not even for CuPy's device, which would wake
+    CUDA up. Neither is a legacy default stream: it never records, and raises while another does.
+    """
+    numbers = {int(name.removeprefix("cuda:")) for name in devices if name != "cpu"}
+    if not numbers:
         return False
-    numbers = {module.cuda.runtime.getDevice()}
-    numbers.update(int(name.removeprefix("cuda:")) for name in devices if name != "cpu")
-    return any(module.cuda.get_current_stream(number).is_capturing() for number in numbers)
+    cuda = cupy().cuda
+    streams = map(cuda.get_current_stream, numbers | {cuda.runtime.getDevice()})
+    return any(stream.ptr not in LEGACY and stream.is_capturing() for stream in streams)
+
+
+def refuse_capture(what: str, devices: Iterable[str]) -> None:
+    """Raise RuntimeError if a current stream records a graph, of which ``what`` cannot be a part.
+
+    Args:
+        what: the name of a function.
+        devices: those that it works on.
+    """
+    if is_capturing(devices):
+        raise RuntimeError(f"{what}() cannot be recorded in a CUDA graph: call it outside")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gpu, kernels, tables
+from lucid_gpu.device import gpu, kernels
 from lucid_gpu.device.arrays import STRIDED, address, contiguity, device_of
 from lucid_gpu.device.gradient_table import ABSENT
+from lucid_gpu.device.keep import MadeOn, Use
+from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.plan import DENSE, THREADS, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
@@ -25,15 +26,29 @@ RECORD_STAGE_BYTES = 1 << 12
 class CudaExecutor:
     """Steps CuPy arrays of one device, on the stream that is current when it is called.
 
+    Parameters and slots that are let go stay until that stream is done with them. Gradients do not:
+    as their memory is given back in every step, whoever frees them on another stream has it wait.
+
+    Args:
+        tensors: what to step.
+        grads: their gradients; None for a tensor that is left out.
+        made: on which devices and streams the arrays were made, as far as is known; more may be
+            added.
+
     Attributes:
         needs_gradients: whether each run wants its gradients anew. Addresses stay on the device;
             the arrays are let go, so that their memory is free when the training loop is done.
     """
 
-    def __init__(self, tensors: TensorGroup, grads: Sequence[Any]) -> None:
+    def __init__(
+        self, tensors: TensorGroup, grads: Sequence[Any], made: Collection[MadeOn] = ()
+    ) -> None:
         self._home = device_of(tensors.params[0])
         self._tensors = tensors
+        self._use = Use(self._home, made)
         count = len(tensors.params)
+        self._arrays = [tensors.arrays(tensor) for tensor in range(count)]
+        self._use.keep(self, self._arrays)
         self._layouts = np.zeros(count, np.uint8)
         self._read_layouts(range(count))
         layouts = np.array([_layout(grad) for grad in grads], np.uint8)
@@ -74,6 +89,9 @@ class CudaExecutor:
         own = np.array(tensors, np.intp)
         if not ((self._layouts[own] & DENSE) != 0)[self._is_dense[own]].all():
             return False
+        self._use.let_go([self._arrays[tensor] for tensor in tensors])
+        for tensor in tensors:
+            self._arrays[tensor] = self._tensors.arrays(tensor)
         place = {tensor: i for i, tensor in enumerate(self._dense.tolist())}
         single = {tensor: i for i, tensor in enumerate(self._strided.tolist())}
         with gpu.on(self._home):
@@ -94,6 +112,8 @@ class CudaExecutor:
         """
         with gpu.on(self._home):
             self._fused.run(rows, row_of[self._dense])
+            if len(self._strided):
+                self._use.stream()
             self._single.launch(rows, row_of[self._strided])
 
     def capture(self) -> None:
@@ -109,7 +129,7 @@ class CudaExecutor:
                 "graph cannot replay with new scalars: make them contiguous before capturing"
             )
         with gpu.on(self._home):
-            if not gpu.is_capturing():
+            if not gpu.is_capturing([self._home]):
                 raise RuntimeError(
                     f"the parameters on {self._home} step on a stream that records no graph: "
                     "capture one optimizer for each device"
@@ -126,7 +146,7 @@ class CudaExecutor:
             self._fused.upload(rows, row_of[self._dense], is_replay=True)
 
     def _fused_launch(self, tensors: TensorGroup) -> FusedLaunch:
-        return FusedLaunch(tensors)
+        return FusedLaunch(tensors, self._use)
 
     def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
         return StridedLaunches(tensors)
@@ -161,16 +181,16 @@ class FusedLaunch:
     without a gradient has a null address there.
     """
 
-    def __init__(self, tensors: TensorGroup) -> None:
+    def __init__(self, tensors: TensorGroup, use: Use) -> None:
         self._plan: Plan | None = None
         if not tensors.params:
             return
         cp = gpu.cupy()
-        self._group = tensors
+        self._use = use
         self._plan = plan = self._make_plan(tensors)
         self._chunks = cp.array(plan.chunks.view(np.uint8))
-        self._streams = [cp.cuda.get_current_stream()] * 2  # made on, last used on
-        self._records = tables.Table(plan.tensors.nbytes, RECORD_STAGE_BYTES)
+        use.keep(self, self._chunks)
+        self._records = StagedTable(plan.tensors.nbytes, use, RECORD_STAGE_BYTES)
         self._records.fill(plan.tensors.view(np.uint8))
         self._compute = tensors.storage.compute
         self._row_bytes = len(_plan.row_fields(tensors.rule)) * self._compute.itemsize
@@ -182,10 +202,6 @@ class FusedLaunch:
         self._kernel = _compiled(tensors.rule, tensors.storage, tuple(plan.kinds))
         self._blocks = len(plan.chunks)
         self._make_table(1)
-        memory = self._chunks, self._records.device
-        weakref.finalize(
-            self, tables.retire, device_of(self._chunks), self._streams, memory
-        ).atexit = False
 
     def _make_plan(self, tensors: TensorGroup) -> Plan:
         addresses = [
@@ -201,10 +217,7 @@ class FusedLaunch:
         scalars = self._capacity * self._row_bytes
         self._split = -(-scalars // 16) * 16
         middle = self._split + 8 * spans
-        self._table = tables.Table(middle + 4 * spans)
-        weakref.finalize(
-            self._table, tables.retire, self._home, self._streams, self._table.device
-        ).atexit = False
+        self._table = StagedTable(middle + 4 * spans, self._use)
         self._scalars = self._table.host[:scalars].view(self._compute)
         self._grads = self._table.host[self._split : middle].view(np.uint64)
         self._rows = self._table.host[middle:].view(np.int32)
@@ -224,10 +237,6 @@ class FusedLaunch:
             self._make_table(max(rows, 2 * self._capacity))
             self._grads[:] = grads
 
-    @property
-    def _home(self) -> str:
-        return device_of(self._chunks)
-
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
         """Take the gradients of the tensors at other addresses."""
         if self._plan is not None and not np.array_equal(addresses, self._grads):
@@ -242,7 +251,7 @@ class FusedLaunch:
         own["array"][0, : len(arrays)] = [*map(address, arrays)]
         start = tensor * own.itemsize
         self._records.host[start : start + own.itemsize] = own.view(np.uint8)
-        self._records.upload(start, start + own.itemsize, self._stream())
+        self._records.upload(start, start + own.itemsize, self._use.stream())
         return True
 
     def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
@@ -252,9 +261,9 @@ class FusedLaunch:
         self._make_room(len(rows))
         if self._carried is None:
             self.upload(rows, row_of)
-            stream = self._stream()
+            stream = self._use.stream()
         else:
-            stream = self._stream()
+            stream = self._use.stream()
             values = rows.reshape(-1)
             self._carried[: len(values)] = values
             self._take_rows(row_of)
@@ -267,7 +276,7 @@ class FusedLaunch:
             return
         self._argument["table"] = self._table.device.data.ptr
         try:
-            self._launch(self._stream())
+            self._launch(self._use.stream())
         finally:
             if self._carried is not None:
                 self._argument["table"] = 0
@@ -292,7 +301,7 @@ class FusedLaunch:
         are_new = not np.array_equal(values, self._scalars[: len(values)])
         self._scalars[: len(values)] = values
         self._take_rows(row_of)
-        stream = self._stream()
+        stream = self._use.stream()
         if are_new and self._gradients_moved:
             self._table.upload(0, len(self._table.host), stream)
             self._gradients_moved = self._rows_moved = False
@@ -312,11 +321,6 @@ class FusedLaunch:
             stop = len(self._table.host) if self._rows_moved else self._middle
             self._table.upload(start, stop, stream)
             self._gradients_moved = self._rows_moved = False
-
-    def _stream(self) -> Any:
-        """Return the current stream, on which the tables are used from now on."""
-        stream = self._streams[-1] = gpu.cupy().cuda.get_current_stream()
-        return stream
 
     def _launch(self, stream: Any) -> None:
         if self._blocks:

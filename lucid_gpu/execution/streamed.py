@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, keep, transfer
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.cuda import CudaExecutor, FusedLaunch
@@ -55,7 +54,7 @@ class StreamedExecutor(CudaExecutor):
         return True
 
     def _fused_launch(self, tensors: TensorGroup) -> _StreamedLaunch:
-        return _StreamedLaunch(tensors)
+        return _StreamedLaunch(tensors, self._use)
 
     def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
         return _VisitingLaunches(tensors)
@@ -91,9 +90,9 @@ class _Visit(NamedTuple):
 class _StreamedLaunch(FusedLaunch):
     """A launch for each window of slots, between its way to the device and its way back."""
 
-    def __init__(self, tensors: TensorGroup) -> None:
+    def __init__(self, tensors: TensorGroup, use: keep.Use) -> None:
         self._cargo: list[tuple[_Window, list[_Copy], int]] = []
-        super().__init__(tensors)
+        super().__init__(tensors, use)
         if self._plan is None:
             return
         spans = np.cumsum([0, *(spans for *_, spans in self._cargo)])
@@ -157,9 +156,7 @@ class _StreamedLaunch(FusedLaunch):
         homes = [_make_window(slots * stride) for _ in windows[:WINDOWS]]
         self._up, self._down = (cuda.Stream(non_blocking=True) for _ in range(2))
         self._up.wait_event(cuda.get_current_stream().record())  # the memory may be in use till now
-        # What is under way does not outlive the arrays that it reads and writes.
-        self._arrays = tensors.params, tensors.slots
-        weakref.finalize(self, self._down.synchronize).atexit = False
+        keep.wait_for(self, self._use.home, self._down, (homes, tensors.params, tensors.slots))
 
         addresses: list[list[int]] = []
         for number, window in enumerate(windows):

@@ -35,7 +35,7 @@ def test_without_a_gpu_everything_is_on_the_cpu(missing, request):
     request.getfixturevalue(missing)
     assert gpu.default() == "cpu"
     assert gpu.count() == 0
-    assert not gpu.is_capturing()
+    assert not gpu.is_capturing(["cpu"])
     assert Parameter([1.0]).device == "cpu"
 
 

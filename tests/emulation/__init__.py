@@ -98,4 +98,6 @@ def forget() -> None:
     """Clear what lucid_gpu remembers of CuPy, as if the process were a new one."""
     lucid_gpu.device.gpu._probe.cache_clear()
     lucid_gpu.device.kernels._kernel.cache_clear()
-    lucid_gpu.device.tables._retired.clear()
+    lucid_gpu.device.keep._kept.clear()
+    lucid_gpu.device.keep._flags.clear()
+    lucid_gpu.device.keep._zero.cache_clear()

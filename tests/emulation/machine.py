@@ -139,7 +139,9 @@ class Stream:
     ) -> None:
         self.device_id = MACHINE.device if device is None else device
         self.is_default = null
+        self.is_blocking = not (null or non_blocking)
         self.graph: list | None = None
+        self.is_spoilt = False
         self._queue: deque = deque()
         self.ptr = 0 if null else id(self)
         MACHINE.streams.append(self)
@@ -160,6 +162,12 @@ class Stream:
     def submit(self, work) -> None:
         """Take in a piece of work, a callable: run, queue or record it."""
         self._must_be_here()
+        self._must_be_free(spoils=True)
+        if self.is_spoilt:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error "
+                "during capture"
+            )
         if self.graph is not None:
             self.graph.append(work)
         elif MACHINE.lazy:
@@ -195,6 +203,11 @@ class Stream:
         self.submit(lambda: event.reach(stream, mark))
 
     def is_capturing(self) -> bool:
+        self._must_be_free(spoils=False)
+        if self.is_spoilt:
+            raise RuntimeError(
+                "the stream was capturing, but an error has invalidated the capture sequence"
+            )
         return self.graph is not None
 
     def begin_capture(self, mode: int | None = None) -> None:
@@ -206,7 +219,25 @@ class Stream:
         if self.graph is None:
             raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
         works, self.graph = self.graph, None
+        if self.is_spoilt:
+            self.is_spoilt = False
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error "
+                "during capture"
+            )
         return Graph(works)
+
+    def _must_be_free(self, spoils: bool) -> None:
+        """Raise for the legacy stream while a blocking one captures, which work for it spoils."""
+        if not self.is_default:
+            return
+        for other in MACHINE.streams:
+            if other.is_blocking and other.graph is not None and other.device_id == self.device_id:
+                other.is_spoilt = other.is_spoilt or spoils
+                raise CUDARuntimeError(
+                    "cudaErrorStreamCaptureImplicit: operation would make the legacy stream "
+                    "depend on a capturing blocking stream"
+                )
 
     def _must_be_here(self) -> None:
         if self.device_id != MACHINE.device:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import tables, transfer
+from lucid_gpu.device import staged, transfer
 from lucid_gpu.execution import plan
 from lucid_gpu.optim import SGD, Adam
 from tests import emulation, rules
@@ -98,7 +98,7 @@ def test_later_steps_neither_compile_nor_allocate_nor_synchronize(rule, emulated
     optimizer = rule(params)
     optimizer.step()
     emulated.record = Record()
-    for _ in range(tables.STAGES - 1):
+    for _ in range(staged.STAGES - 1):
         optimizer.step()
     record = emulated.record
     assert (record.compiles, record.allocations, record.synchronizations) == ([], 0, 0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import gpu, kernels, tables, transfer
+from lucid_gpu.device import gpu, kernels, staged, transfer
 from lucid_gpu.execution import cuda, plan, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
@@ -86,7 +86,7 @@ def test_later_steps_allocate_nothing_on_the_device(cp):
     pool = cp.get_default_memory_pool()
     before = pool.used_bytes(), pool.total_bytes()
     with Mallocs() as mallocs:
-        for number in range(3 * tables.STAGES):
+        for number in range(3 * staged.STAGES):
             optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
             optimizer.step()
     assert mallocs.count == 0
@@ -113,7 +113,7 @@ def test_a_step_does_not_wait_for_the_device(cp, busy):
     optimizer = Adam(make(cp))
     optimizer.step()
     busy()
-    for number in range(tables.STAGES // 2):
+    for number in range(staged.STAGES // 2):
         optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
         optimizer.step()
     assert not cp.cuda.get_current_stream().done
@@ -128,7 +128,7 @@ def test_a_host_that_runs_ahead_overwrites_nothing(cp, busy):
         twin.grad = transfer.to(param.grad, "cpu")
     optimizers = Adam(params), Adam(twins)
     busy()
-    for number in range(3 * tables.STAGES):
+    for number in range(3 * staged.STAGES):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
             optimizer.step()

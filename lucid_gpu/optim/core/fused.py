@@ -220,8 +220,7 @@ class FusedOptimizer(Optimizer):
                 of a foreign parameter is a copy. Nothing was changed.
         """
         result = evaluate(closure)
-        devices = self._gpus()
-        if devices and gpu.is_capturing(devices):
+        if gpu.is_capturing(self._prepared.devices if self._prepared else self._homes()):
             self._capture()
             return result
         prepared = self._current()
@@ -328,11 +327,6 @@ class FusedOptimizer(Optimizer):
         """
         checks.switches(options, "maximize")
         super().require_valid(options)
-
-    def _gpus(self) -> set[str]:
-        """Return the GPUs on which parameters are; none is asked about a graph otherwise."""
-        devices = self._prepared.devices if self._prepared else self._homes()
-        return {device for device in devices if device != "cpu"}
 
     def _refreshed(self, prepared: PreparedStep, keeps_tensors: bool = False) -> bool:
         is_placed_alike = prepared.is_hosted == (self.state_device is not None)

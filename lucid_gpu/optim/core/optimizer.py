@@ -526,9 +526,7 @@ class Optimizer(Hooked):
 
     def _refuse_capture(self, method: str, more: Iterable[str] = ()) -> None:
         self.require_whole()
-        devices = {*self._homes(), *more} - {"cpu"}
-        if devices and gpu.is_capturing(devices):
-            raise RuntimeError(f"{method}() cannot be recorded in a CUDA graph: call it outside")
+        gpu.refuse_capture(method, {*self._homes(), *more})
 
     def _forget_arrays(self) -> None:
         """Let go of what refers to the arrays that move; a subclass may."""

@@ -82,7 +82,7 @@ class Placement:
             for key, array in own.items()
         ]
         moved = _moved(state, lambda _param, _name, array: targets.get(id(array), array))
-        copies = Copies(pairs, keep=True)
+        copies = Copies(pairs)
         _install(moved)
         self.state_device = HOST
         if block:
@@ -104,7 +104,7 @@ class Placement:
             return targets[id(array)]
 
         moved = _moved(state, fetch)
-        copies = Copies(pairs, keep=True)
+        copies = Copies(pairs)
         _install(moved)
         self.state_device = None
 

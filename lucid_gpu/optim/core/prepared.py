@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gradient_table
+from lucid_gpu.device import gradient_table, keep
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
@@ -30,6 +30,7 @@ from lucid_gpu.optim.core.tensors import (
     unstrange,
     unwritable,
 )
+from lucid_gpu.parameter import Parameter
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.host_memory import HostMemory
@@ -258,6 +259,7 @@ class PreparedStep:
             if array is None:
                 continue  # without a gradient, it may be anything
             group = int(inputs.group_of[position])
+            self._note_making(param, array)
             tensor = Tensor(position, group, name, param, array, self._variants[group])
             dtype = array.dtype
             storage = Storage(dtype, dtype, (dtype,) * len(self._rule.slots))
@@ -309,12 +311,18 @@ class PreparedStep:
         self._waiting.clear()
         self._version = self._state.version
 
+    def _note_making(self, param: Any, array: Any) -> None:
+        """Note on which stream the data of a parameter was made; of a foreign one, this is new."""
+        made = param.made if isinstance(param, Parameter) else keep.made_on(array)
+        if made is not None:
+            self._state.made.add(made)
+
     def _make_executor(self, part: Part, grads: list[Any]) -> Executor:
         if part.device == "cpu":
             return CpuExecutor(part.group, grads)
         if self.is_hosted and any(map(self._rule.used_slots, part.group.variants)):
-            return StreamedExecutor(part.group, grads)
-        return CudaExecutor(part.group, grads)
+            return StreamedExecutor(part.group, grads, self._state.made)
+        return CudaExecutor(part.group, grads, self._state.made)
 
     def _take_data(self) -> bool:
         """Take arrays that replaced others; False if one asks for another prepared step."""
@@ -331,6 +339,7 @@ class PreparedStep:
             if array is None or misfits("", array, tensor.data):
                 return False
             require(unwritable(f"parameter {tensor.name!r}", array))
+            self._note_making(tensor.param, array)
             part, number = self._place[position]
             tensor.data = part.group.params[number] = array
             renewed.setdefault(id(part), (part, []))[1].append(number)

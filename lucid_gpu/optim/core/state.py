@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from lucid_gpu.device import keep
+
 
 class Shared:
     """A number of one parameter, such as its step count, in an array that many share.
@@ -33,10 +35,12 @@ class Watch:
 
     Attributes:
         version: another object after any slot was set or deleted.
+        made: see :attr:`State.made`.
     """
 
     def __init__(self) -> None:
         self.version: object = object()
+        self.made: set[keep.MadeOn] = set()
         self._arrivals: list[Callable[[], bool]] = []
 
     def note_change(self) -> None:
@@ -80,6 +84,9 @@ class Slots(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._values[name] = value
+        made = keep.made_on(value)
+        if made is not None:
+            self._watch.made.add(made)
         self._watch.note_change()
 
     def __delitem__(self, name: str) -> None:
@@ -110,6 +117,11 @@ class State(MutableMapping[Any, Slots]):
     def version(self) -> object:
         """Another object after any slot was set or deleted."""
         return self._watch.version
+
+    @property
+    def made(self) -> set[keep.MadeOn]:
+        """On which devices and streams arrays were made: what was current when they were set."""
+        return self._watch.made
 
     def expect(self, arrival: Callable[[], bool]) -> None:
         """Have a function called before an array is read, because arrays are on their way.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
-import threading
+import time
 
 import pytest
+
+from lucid_gpu.device import keep
 
 
 @pytest.fixture
 def released():
-    """Wait until the threads that keep arrays while they are copied have let go of them."""
-    before = set(threading.enumerate())
+    """Wait until the thread that keeps arrays while they are copied has let go of them."""
 
     def wait():
-        for thread in set(threading.enumerate()) - before:
-            thread.join(60)
+        deadline = time.monotonic() + 60
+        while keep._kept and time.monotonic() < deadline:
+            time.sleep(keep.POLL_SECONDS)
         gc.collect()
 
     yield wait

@@ -1,14 +1,13 @@
-"""tables: the host runs ahead of the device, and nothing that is still read is let go."""
+"""Staged tables: the host runs ahead of the device, and nothing that is still read is let go."""
 
 from __future__ import annotations
 
-import weakref
 from functools import partial
 
 import numpy as np
 import pytest
 
-from lucid_gpu.device import tables
+from lucid_gpu.device import keep, staged
 from lucid_gpu.optim import SGD, Adam
 from tests.emulation.machine import Record
 from tests.execution.test_cuda import crowd, groups_of_one, make, set_gradients
@@ -19,7 +18,7 @@ def test_the_host_may_run_ahead_of_the_device(make_own, emulated):
     params, twins = make_own(device="cuda:0"), make_own(device="cpu")
     optimizers = SGD(groups_of_one(params)), SGD(groups_of_one(twins))
     emulated.lazy = True
-    for number in range(3 * tables.STAGES):
+    for number in range(3 * staged.STAGES):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = 1.0 / (number + 1)
             optimizer.step()
@@ -31,7 +30,7 @@ def test_the_host_waits_only_when_it_is_a_whole_round_of_stages_ahead(emulated):
     optimizer = Adam(groups_of_one(crowd(Adam, "cuda:0")))
     emulated.lazy = True
     emulated.record = Record()
-    for _ in range(tables.STAGES):
+    for _ in range(staged.STAGES):
         optimizer.step()
     assert emulated.record.synchronizations == 0
     optimizer.step()
@@ -58,71 +57,6 @@ def test_the_device_reads_the_stages_of_gradients_that_come_and_go(emulated, rep
         np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
-def replace_plan(optimizer, params, number):
-    optimizer.state[params[0]]["step"] = number
-    optimizer.step()
-
-
-@pytest.mark.parametrize("is_captured", [False, True])
-def test_tables_stay_while_another_stream_than_their_own_reads_them(emulated, is_captured):
-    import cupy
-
-    params = make("cuda:0", (4, 4))
-    optimizer = SGD(params, lr=1.0)
-    optimizer.step()
-    stream = cupy.cuda.Stream(non_blocking=True)
-    emulated.lazy = True
-    with stream:
-        if is_captured:
-            stream.begin_capture()
-            optimizer.step()
-            graph = stream.end_capture()
-            optimizer.before_replay()
-            graph.launch(stream)
-        else:
-            optimizer.step()
-    fused = optimizer._prepared.parts[0].executor._fused
-    memory = [
-        weakref.ref(array) for array in (fused._chunks, fused._records.device, fused._table.device)
-    ]
-    del fused
-    optimizer._captured = None
-    for number in range(2):
-        replace_plan(optimizer, params, number)
-        assert all(array() is not None for array in memory)
-    stream.synchronize()
-    replace_plan(optimizer, params, 2)
-    assert all(array() is None for array in memory)
-
-
-def test_tables_that_only_their_own_stream_reads_go_at_once(emulated):
-    params = make("cuda:0", (4, 4))
-    optimizer = SGD(params, lr=1.0)
-    optimizer.step()
-    chunks = weakref.ref(optimizer._prepared.parts[0].executor._fused._chunks)
-    replace_plan(optimizer, params, 0)
-    assert chunks() is None
-
-
-def test_tables_of_a_stream_that_records_a_graph_stay_until_it_is_done(emulated):
-    import cupy
-
-    params, others = make("cuda:0", (4, 4)), make("cuda:0", (4,))
-    optimizer, other = SGD(params, lr=1.0), SGD(others, lr=1.0)
-    optimizer.step()
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        optimizer.step()
-        chunks = weakref.ref(optimizer._prepared.parts[0].executor._fused._chunks)
-    replace_plan(optimizer, params, 0)
-    stream.begin_capture()
-    tables.release_retired()
-    assert chunks() is not None
-    stream.end_capture()
-    other.step()
-    assert chunks() is None
-
-
 def test_stages_that_were_read_go_back_to_the_pool(emulated):
     params = make("cuda:0", (4, 4))
     optimizer = SGD(params, lr=1.0)
@@ -130,4 +64,4 @@ def test_stages_that_were_read_go_back_to_the_pool(emulated):
         set_gradients(params, number)
         params[number % 2].grad = None
         optimizer.step()
-    assert len(tables._retired) <= tables.STAGES
+    assert len(keep._kept) <= staged.STAGES
