@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import keep, transfer
+from lucid_gpu.device import gpu, keep, transfer
 from lucid_gpu.device.keep import Kept
 from lucid_gpu.optim import SGD, Adam
 from tests.execution.test_cuda import make
@@ -136,43 +136,80 @@ def test_arrays_stay_while_another_stream_than_their_own_uses_them(emulated, let
     assert all(array() is None for array in memory)
 
 
-def test_slots_that_were_made_on_another_stream_stay_though_the_tables_are_of_this_one(emulated):
-    params = make("cuda:0", (4, 4))
-    optimizer = Adam(params)
-    optimizer.step()
+def test_tables_stay_that_were_made_on_another_stream_than_all_arrays(emulated):
     stream = other_stream()
+    with stream:
+        params = make("cuda:0", (4,))
+    optimizer = SGD(params)
+    optimizer.step()
     emulated.lazy = True
     with stream:
-        replace_plan(optimizer, params, 7)
+        optimizer.step()
+    tables = tables_of(optimizer)
+    drop(optimizer)
+    assert all(table() is not None for table in tables)
+    stream.drain()
+
+
+def test_slots_stay_that_were_made_on_another_stream_than_all_else(emulated):
+    stream = other_stream()
+    with stream:
+        (param,) = make("cuda:0", (4,))
+    optimizer = SGD([param], momentum=0.9)
+    optimizer.state[param].update(step=1, momentum_buffer=transfer.copy(param.data, "cuda:0"))
+    emulated.lazy = True
+    with stream:
+        optimizer.step()
     slots = [weakref.ref(array) for array in arrays(optimizer)]
     drop(optimizer)
     assert all(slot() is not None for slot in slots)
     stream.drain()
 
 
-@pytest.mark.parametrize("is_assigned", [False, True])
-def test_data_that_was_made_on_another_stream_stays_though_slots_are_of_this_one(
-    emulated, is_assigned
-):
-    stream = other_stream()
-    with stream if is_assigned else contextlib.nullcontext():
-        (param,) = make("cuda:0", (4,))
+def test_data_stays_that_was_made_on_another_stream_than_all_else(emulated):
+    (param,) = make("cuda:0", (4,))
     optimizer = SGD([param], momentum=0.9)
+    stream = other_stream()
     emulated.lazy = True
     with stream:
         optimizer.step()
-    if is_assigned:
-        param.data = transfer.copy(param.numpy(), "cuda:0")
-        with stream:
-            optimizer.step()
-    data = weakref.ref(param.data)
-    param.data = transfer.copy(np.zeros(4, np.float32), "cuda:0")
-    with stream:
+        data = weakref.ref(param.data)
+        param.data = transfer.copy(np.zeros(4, np.float32), "cuda:0")
         optimizer.step()
     assert data() is not None
     stream.drain()
     keep.look()
     assert data() is None
+
+
+def test_data_stays_that_was_assigned_on_another_stream_than_all_else(emulated):
+    stream = other_stream()
+    with stream:
+        (param,) = make("cuda:0", (4,))
+        optimizer = SGD([param], momentum=0.9)
+        optimizer.step()
+    param.data = transfer.copy(np.zeros(4, np.float32), "cuda:0")
+    data = weakref.ref(param.data)
+    emulated.lazy = True
+    with stream:
+        optimizer.step()
+        param.data = transfer.copy(np.ones(4, np.float32), "cuda:0")
+        optimizer.step()
+    assert data() is not None
+    stream.drain()
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5])
+def test_pinned_copies_stay_until_the_device_has_read_them(emulated, period):
+    """Whoever gets their memory next fills it at once, with what another step is to read."""
+    params, twins = (make(device, (4,) * period) for device in ("cuda:0", "cpu"))
+    emulated.lazy = True
+    for own in (params, twins):
+        for number in range(3 * period):
+            first = number % period
+            SGD([*own[first:], *own[:first]], lr=1 / (1 + number)).step()
+    for param, twin in zip(params, twins, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.numpy())
 
 
 def test_arrays_of_one_stream_go_at_once(emulated):
@@ -187,6 +224,21 @@ def test_arrays_of_one_stream_go_at_once(emulated):
         drop(optimizer)
     gc.collect()
     assert all(array() is None for array in memory)
+
+
+def test_another_stream_of_another_device_keeps_nothing(emulated):
+    with gpu.on("cuda:1"):
+        stream = other_stream()
+    with gpu.on("cuda:1"), stream:
+        params = make("cuda:1", (4,))
+    params += make("cuda:0", (4,))
+    optimizer = Adam(params)
+    emulated.lazy = True
+    with gpu.on("cuda:1"), stream:
+        optimizer.step()
+    slots = [weakref.ref(array) for array in arrays(optimizer)]
+    drop(optimizer)
+    assert all(slot() is None for slot in slots)
 
 
 def test_the_memory_is_free_soon_after_the_stream_is_done_without_a_look(emulated):
