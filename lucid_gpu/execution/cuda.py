@@ -113,6 +113,8 @@ class CudaExecutor:
         with gpu.on(self._home):
             self._use.stream()
             self._fused.run(rows, row_of[self._dense])
+            if len(self._strided):
+                self._use.stream()
             self._single.launch(rows, row_of[self._strided])
 
     def capture(self) -> None:

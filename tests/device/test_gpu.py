@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import numpy as np
@@ -71,6 +72,42 @@ def test_with_a_gpu_the_current_one_is_the_default(emulated):
         assert gpu.default() == "cuda:1"
         assert gpu.resolve("cuda") == "cuda:1"
     assert gpu.why_unavailable() == ""
+
+
+def test_a_capture_is_seen_on_any_of_several_devices(emulated):
+    import cupy
+
+    for device in ("cuda:0", "cuda:1"):
+        with gpu.on(device):
+            stream = cupy.cuda.Stream(non_blocking=True)
+        with contextlib.ExitStack() as stack:
+            with gpu.on(device):
+                stack.enter_context(stream)
+                stream.begin_capture()
+            assert gpu.is_capturing(["cpu", "cuda:0", "cuda:1"])
+            stream.end_capture()
+            assert not gpu.is_capturing(["cpu", "cuda:0", "cuda:1"])
+
+
+def test_a_capture_concerns_nothing_on_the_cpu(emulated):
+    import cupy
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        assert not gpu.is_capturing(["cpu"])
+        stream.end_capture()
+
+
+def test_a_legacy_stream_is_not_asked_while_a_blocking_one_captures(emulated):
+    """CUDA raises; the legacy stream itself cannot capture."""
+    import cupy
+
+    stream = cupy.cuda.Stream()
+    stream.begin_capture()
+    with pytest.raises(CUDARuntimeError, match="StreamCaptureImplicit"):
+        cupy.cuda.get_current_stream().is_capturing()
+    assert not gpu.is_capturing(["cuda:0", "cuda:1"])
+    stream.end_capture()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""])

@@ -186,6 +186,25 @@ def test_parameters_on_another_gpu_than_the_stream_cannot_be_captured(emulated):
         first_capture(optimizer)
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_a_capture_on_one_of_two_gpus_is_refused_and_steps_nothing(emulated, device):
+    import cupy
+
+    params = [*make("cuda:0", (4,)), *make("cuda:1", (4,))]
+    optimizer = SGD(params, lr=0.1)
+    optimizer.step()
+    before = [param.numpy() for param in params]
+    with gpu.on(device):
+        stream = cupy.cuda.Stream(non_blocking=True).use()
+        stream.begin_capture()
+    with pytest.raises(RuntimeError, match="capture one optimizer for each device"):
+        optimizer.step()
+    stream.end_capture()
+    assert optimizer.state[params[0]]["step"] == 1
+    for param, values in zip(params, before, strict=True):
+        np.testing.assert_array_equal(param.numpy(), values)
+
+
 def test_a_replay_needs_a_capture(accelerator):
     optimizer = SGD(make(accelerator), lr=0.1)
     optimizer.step()
