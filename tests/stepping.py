@@ -61,8 +61,8 @@ def place(values: np.ndarray, device: str, layout: Any = "C") -> Placed:
 
 
 def host(array: Any) -> np.ndarray:
-    """Return an array as NumPy's."""
-    return transfer.to(array, "cpu")
+    """Return an array, or a number, as NumPy's array."""
+    return transfer.to(np.float64(array) if isinstance(array, float) else array, "cpu")
 
 
 def bits(array: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
@@ -11,6 +12,13 @@ from lucid_gpu.device.kernels import OPTIONS
 from tests.kernels.cubin import resources
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
+
+
+def architectures(turn: int) -> tuple[str, ...]:
+    """Return what to compile for: one of them by turns, or all of them if that is asked for."""
+    if os.environ.get("LUCID_GPU_ALL_ARCHITECTURES") == "1":
+        return ARCHITECTURES
+    return (ARCHITECTURES[turn % len(ARCHITECTURES)],)
 
 
 class Kernel(NamedTuple):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from lucid_gpu.device.arrays import is_masked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 def python_number(value: Any) -> Any:
@@ -97,18 +97,38 @@ def nonnegative(options: Mapping[str, Any], *names: str) -> None:
         _replace(options, name, number)
 
 
+def rates(options: Mapping[str, Any], *names: str) -> None:
+    """Raise unless each named option is a number in [0, 1)."""
+    for name in names:
+        _replace(options, name, _rate(name, options[name]))
+
+
 def decay_rates(options: Mapping[str, Any], name: str, count: int) -> None:
     """Raise unless the option is a sequence of ``count`` numbers in [0, 1)."""
+    _replace_all(options, name, count, " in [0, 1)", _rate)
+
+
+def finite_numbers(options: Mapping[str, Any], name: str, count: int) -> None:
+    """Raise unless the option is a sequence of ``count`` finite numbers."""
+    _replace_all(options, name, count, "", _number)
+
+
+def _rate(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must be >= 0 and < 1, not {value!r}")
+    return number
+
+
+def _replace_all(
+    options: Mapping[str, Any], name: str, count: int, bounds: str, number: Callable[..., float]
+) -> None:
     given = options[name]
-    rates = given.tolist() if getattr(given, "ndim", 0) == 1 else given
-    if not isinstance(rates, tuple | list) or len(rates) != count:
-        raise ValueError(f"{name} must be a tuple of {count} numbers in [0, 1), not {given!r}")
-    found = []
-    for index, rate in enumerate(rates):
-        found.append(_number(f"{name}[{index}]", rate))
-        if not 0 <= found[-1] < 1:
-            raise ValueError(f"{name}[{index}] must be >= 0 and < 1, not {rate!r}")
-    if rates is not given or any(map(is_not, found, rates)):
+    values = given.tolist() if getattr(given, "ndim", 0) == 1 else given
+    if not isinstance(values, tuple | list) or len(values) != count:
+        raise ValueError(f"{name} must be a tuple of {count} numbers{bounds}, not {given!r}")
+    found = [number(f"{name}[{index}]", value) for index, value in enumerate(values)]
+    if values is not given or any(map(is_not, found, values)):
         _replace(options, name, found if isinstance(given, list) else tuple(found))
 
 

@@ -178,15 +178,15 @@ class FusedOptimizer(Optimizer):
         return no_fills(options)
 
     @staticmethod
-    def scalars(options: Mapping[str, Any], t: int) -> Any:
+    def scalars(options: Mapping[str, Any], t: int, *args: Any, **kwargs: Any) -> Any:
         """Return the constants of a step, computed in float64.
-
-        A rule with ``carries`` takes them as a third argument, a dict, and returns a pair: the
-        constants, and the dict for the next step.
 
         Args:
             options: of the parameter's group.
             t: the number of the step of this parameter, from 1.
+            args: of a rule with ``carries``, a dict of what its last step left. Such a rule returns
+                a pair: the constants, and the dict for the next step.
+            kwargs: none; here so that a type checker takes either kind.
         """
         raise NotImplementedError
 

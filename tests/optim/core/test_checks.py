@@ -82,3 +82,32 @@ def test_a_switch_is_a_bool_and_no_number(value):
 def test_one_of_lists_the_choices():
     with pytest.raises(ValueError, match="how must be one of 'a', 2, not 'b'"):
         checks.one_of({"how": "b"}, "how", ("a", 2))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5])
+def test_a_rate_is_at_least_0_and_below_1(value):
+    with pytest.raises(ValueError, match=rf"^x must be >= 0 and < 1, not {value}$"):
+        checks.rates({"y": 0, "x": value}, "y", "x")
+
+
+def test_a_rate_becomes_a_python_number():
+    options = {"x": np.float32(0.5)}
+    checks.rates(options, "x")
+    assert type(options["x"]) is float
+
+
+@pytest.mark.parametrize("pair", [(1,), (1, 2, 3), 1, "12", None])
+def test_finite_numbers_are_a_sequence_of_the_right_length(pair):
+    with pytest.raises(ValueError, match="x must be a tuple of 2 numbers, not "):
+        checks.finite_numbers({"x": pair}, "x", 2)
+
+
+def test_the_number_of_a_pair_that_is_not_finite_is_named():
+    with pytest.raises(ValueError, match=r"x\[1\] must be finite, not inf"):
+        checks.finite_numbers({"x": (-1, math.inf)}, "x", 2)
+
+
+def test_finite_numbers_become_python_numbers():
+    options = {"x": np.array([-0.5, 2], np.float32)}
+    checks.finite_numbers(options, "x", 2)
+    assert [(type(each), each) for each in options["x"]] == [(float, -0.5), (float, 2.0)]
