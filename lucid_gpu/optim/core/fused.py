@@ -223,6 +223,7 @@ class FusedOptimizer(Optimizer):
         devices = self._gpus()
         if devices and gpu.is_capturing(devices):
             self._capture()
+            self._is_recorded = True
             return result
         prepared = self._current()
         rows = prepared.rows()
@@ -276,6 +277,7 @@ class FusedOptimizer(Optimizer):
         if gradients == "captured":
             captured.require_captured_gradients()
         captured.upload(captured.rows())
+        self._note_count()
 
     def explain(self) -> None:
         """Print how the next step will run, without taking it.
