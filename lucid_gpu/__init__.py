@@ -1,10 +1,10 @@
 """Fused GPU optimizers for people who train with CuPy arrays; the same program runs on NumPy."""
 
 import lucid_gpu.command.startup  # first: see there  # noqa: F401
-from lucid_gpu import optim
+from lucid_gpu import optim, schedules
 from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
 
-__all__ = ["FlatParameter", "Parameter", "__version__", "device", "flatten", "optim"]
+__all__ = ["FlatParameter", "Parameter", "__version__", "device", "flatten", "optim", "schedules"]
 
 __version__ = "0.1.0"

@@ -12,7 +12,14 @@ from tests.documents import ROOT, documents, examples, printed, promised
 AWAITED = {"docs/checkpoint-format.md"}
 """Files that documents link to before they are there."""
 
-ROOMS = ("lucid_gpu", "lucid_gpu/device", "lucid_gpu/checkpoint", "lucid_gpu/command")
+ROOMS = (
+    "lucid_gpu",
+    "lucid_gpu/device",
+    "lucid_gpu/checkpoint",
+    "lucid_gpu/command",
+    "lucid_gpu/schedules",
+    "lucid_gpu/schedules/pytorch",
+)
 """Rooms whose files docs/design.md lists one by one."""
 
 
