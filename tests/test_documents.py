@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
+import runpy
 import tomllib
 
 import pytest
 
+from lucid_gpu import schedules
 from tests.documents import ROOT, documents, examples, printed, promised
 
 ROOMS = (
@@ -16,6 +19,8 @@ ROOMS = (
     "lucid_gpu/optim/core",
     "lucid_gpu/checkpoint",
     "lucid_gpu/command",
+    "lucid_gpu/schedules",
+    "lucid_gpu/schedules/pytorch",
 )
 """Rooms whose files docs/design.md lists one by one."""
 
@@ -76,6 +81,30 @@ def test_what_is_installed_is_a_clone_and_an_extra_of_it():
         assert not re.search(r"lucid.gpu", command), (path, command)
         named_extras = ",".join(re.findall(r"'\.\[([\w,]+)\]'", command)).split(",")
         assert set(filter(None, named_extras)) <= set(extras["optional-dependencies"]), path
+
+
+def test_the_table_of_schedules_has_every_one_with_its_formula():
+    text = (ROOT / "docs" / "schedules.md").read_text("utf-8")
+    table = re.split(r"^## ", text, flags=re.MULTILINE)[1]
+    for name in set(schedules.__all__) - {"Schedule", "Scheduler"}:
+        assert re.search(rf"`{name}\b", table), name
+
+
+def test_the_picture_of_schedules_is_the_one_that_is_drawn(tmp_path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_schedules.py"))
+    committed = (ROOT / "docs" / "schedules.svg").read_text("utf-8")
+    assert len(committed) < 150_000
+    for title in drawing["PANELS"]:
+        assert html.escape(title, quote=False) in committed, title
+    drawing["main"](tmp_path / "schedules.svg")
+    assert (tmp_path / "schedules.svg").read_text("utf-8").count("<text") == committed.count(
+        "<text"
+    )
+
+
+@pytest.mark.parametrize("name", schedules.pytorch.__all__)
+def test_the_picture_shows_every_scheduler(name):
+    assert f">{name}(" in (ROOT / "docs" / "schedules.svg").read_text("utf-8")
 
 
 def modules():

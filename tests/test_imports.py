@@ -22,6 +22,7 @@ LAYERS = {
     "flatten": {"device", "parameter"},
     "execution": {"device", "disk_cache"},
     "optim": {"device", "parameter", "execution"},
+    "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
 }
 """For each part of the package, the other parts that it may import."""
@@ -103,6 +104,12 @@ def test_execution_knows_no_optimizer_and_plans_know_no_device():
     assert not any(
         name.startswith("execution.c") for name in own(PACKAGE / "execution" / "plan.py")
     )
+
+
+def test_schedules_know_of_optimizers_only_how_options_are_checked():
+    for path in (PACKAGE / "schedules").rglob("*.py"):
+        used = {name for name in own(path) if not name.startswith("schedules")}
+        assert used <= {"optim", "optim.checks"}, path
 
 
 RULE_FILES = {Path(inspect.getfile(rule)) for rule in rules.optimizers()}

@@ -100,6 +100,9 @@ def _add_demo(commands: Any) -> None:
     defaults = demo.DEFAULTS
     option("--device", type=_device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     option("--optimizer", choices=demo.OPTIMIZERS, help=f"(default: {defaults['optimizer']})")
+    option(
+        "--schedule", choices=demo.SCHEDULES, help=f"of the rate (default: {defaults['schedule']})"
+    )
     option("--epochs", type=_at_least(1), metavar="N", help=f"(default: {defaults['epochs']})")
     option(
         "--seed",
@@ -134,6 +137,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             directory,
             home,
             arguments.optimizer,
+            arguments.schedule,
             arguments.seed,
             arguments.epochs,
             arguments.resume,
@@ -146,14 +150,23 @@ def _demo(arguments: argparse.Namespace) -> int:
             return _fail(message, 128 + run.interrupted_by)
         print(
             f"test accuracy {run.history[-1]['test']:.1%} after epoch {len(run.history)} of "
-            f"{run.settings['optimizer']}, seed {run.settings['seed']}, on {home}\n"
+            f"{_described(run.settings)}, seed {run.settings['seed']}, on {home}\n"
             f"parameters {run.digest()}, checkpoints in {directory}"
         )
         if arguments.checkpoint is None:
             longer = f"{again} --epochs {2 * len(run.history)}"
-            print(f"kept, for you to delete, so that training can go on:\n  {longer}")
+            ending = f", so that training can go on:\n  {longer}"
+            if run.settings["schedule"] != demo.CONSTANT:
+                ending = "; a schedule ends with its run"
+            print(f"kept, for you to delete{ending}")
         sys.stdout.flush()
     return 0
+
+
+def _described(settings: dict[str, Any]) -> str:
+    schedule = settings["schedule"]
+    rate = "" if schedule == demo.CONSTANT else f" with schedule {schedule}"
+    return f"{settings['optimizer']}{rate}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, optim, schedules
 from lucid_gpu.checkpoint import Checkpointer
 from lucid_gpu.command.display import DemoError, check_packages, progress
 from lucid_gpu.device import gpu
@@ -31,8 +31,18 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adamw": lambda params: optim.AdamW(params, lr=2e-3),
     "sgd": lambda params: optim.SGD(params, lr=0.05, momentum=0.9),
 }
-DEFAULTS = {"optimizer": "adam", "seed": 0, "epochs": 30}
+CONSTANT = "constant"
+SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {
+    CONSTANT: lambda _: schedules.Constant(1.0, 0),
+    "cosine": lambda steps: schedules.warmup_cosine(steps / 10, steps),
+    "linear": lambda steps: schedules.warmup_linear(steps / 10, steps),
+    "wsd": lambda steps: schedules.wsd(steps / 10, 0.6 * steps, 0.3 * steps),
+}
+"""Of the learning rate; all but the first depend on how many steps there are."""
 
+DEFAULTS = {"optimizer": "adam", "schedule": CONSTANT, "seed": 0, "epochs": 30}
+
+TRAINING_IMAGES = 1437
 BATCH_SIZE = 32
 HIDDEN = 256
 CLASSES = 10
@@ -136,12 +146,13 @@ class Run:
     """All that changes while training, which is all that a checkpoint holds.
 
     Args:
-        settings: ``optimizer``, ``seed`` and ``epochs``, as in ``DEFAULTS``.
+        settings: as in ``DEFAULTS``.
         device_name: where to train.
 
     Attributes:
         model: the classifier.
         optimizer: what trains it.
+        scheduler: writes the learning rate of each step.
         step: how many mini-batches were trained on.
         totals: cross-entropy and correct answers, summed over the current epoch on the device, so
             that no batch waits for the host to read them.
@@ -153,6 +164,9 @@ class Run:
         self.settings = settings
         self.model = Classifier(settings["seed"], device_name)
         self.optimizer = OPTIMIZERS[settings["optimizer"]](self.model.parameters.values())
+        steps = settings["epochs"] * batches_per_epoch(TRAINING_IMAGES)
+        schedule = SCHEDULES[settings["schedule"]](steps)
+        self.scheduler = schedules.Scheduler(self.optimizer, every="step", lr=schedule)
         self.step = 0
         self.totals = self.model.xp.zeros(2)
         self.history: list[dict[str, float]] = []
@@ -165,6 +179,7 @@ class Run:
             "settings": self.settings,
             "parameters": self.model.parameters,
             "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
             "step": self.step,
             "totals": self.totals,
             "history": self.history,
@@ -218,6 +233,7 @@ def train(
     directory: str | Path,
     device_name: str = "cpu",
     optimizer: str | None = None,
+    schedule: str | None = None,
     seed: int | None = None,
     epochs: int | None = None,
     resume: bool = False,
@@ -228,14 +244,16 @@ def train(
         directory: where the checkpoints of this run are, and of no other.
         device_name: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a run may be resumed on another.
         optimizer: one of ``OPTIMIZERS``. None means that of the run to resume, or of ``DEFAULTS``;
-            so it does for ``seed`` and ``epochs``.
+            so it does for ``schedule``, ``seed`` and ``epochs``.
+        schedule: one of ``SCHEDULES``.
         seed: decides the initial weights and the order of the images.
-        epochs: how often each image is seen, the epochs of the run to resume included.
+        epochs: how often each image is seen, the epochs of the run to resume included. Only a run
+            with a constant rate can be resumed with others than it was started with.
         resume: go on from the newest checkpoint in ``directory``.
 
     Raises:
-        DemoError: there is no run to resume, or it was started with another optimizer or seed; a
-            new run would be mixed with one that is there; or a package is missing.
+        DemoError: there is no run to resume, or it was started with other settings; a new run would
+            be mixed with one that is there; or a package is missing.
         lucid_gpu.checkpoint.CheckpointError: the directory cannot be used, or nothing in it.
         lucid_gpu.device.DeviceUnavailableError: ``device_name`` is a GPU that cannot be used.
 
@@ -249,7 +267,7 @@ def train(
     """
     check_packages()
     device_name = gpu.resolve(device_name)
-    given = {"optimizer": optimizer, "seed": seed, "epochs": epochs}
+    given = {"optimizer": optimizer, "schedule": schedule, "seed": seed, "epochs": epochs}
     settings = {name: value for name, value in given.items() if value is not None}
     if resume and not Path(directory).is_dir():
         raise DemoError(f"{directory} does not exist: there is no run to resume")
@@ -305,13 +323,21 @@ def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: s
         raise DemoError(f"{checkpointer.directory} holds no checkpoint: there is no run to resume")
     match checkpointer.restore():
         case {
-            "settings": {"optimizer": str(), "seed": int(), "epochs": int()} as saved,
+            "settings": {
+                "optimizer": str(),
+                "schedule": str(),
+                "seed": int(),
+                "epochs": int(),
+            } as saved,
             "step": int() as step,
-        } if saved["optimizer"] in OPTIMIZERS:
+        } if saved["optimizer"] in OPTIMIZERS and saved["schedule"] in SCHEDULES:
             pass
         case _:
             raise DemoError(f"{checkpointer.directory} holds checkpoints, but not of the demo")
-    for name in ("optimizer", "seed"):
+    fixed = ["optimizer", "schedule", "seed"]
+    if saved["schedule"] != CONSTANT:
+        fixed.append("epochs")  # which decide the rate of every step
+    for name in fixed:
         if settings.get(name, saved[name]) != saved[name]:
             raise DemoError(
                 f"--{name} is {settings[name]}, but the run in {checkpointer.directory} was "

@@ -71,6 +71,16 @@ def test_a_new_directory_is_named_with_the_reason_that_it_stays(
     assert demo.train(directory, resume=True).step == 2 * 45
 
 
+def test_a_run_with_a_schedule_is_named_by_it_and_not_to_be_made_longer(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run("demo", "--device", "cpu", "--epochs", 1, "--schedule", "wsd") == 0
+    *_, result, _, reason = capsys.readouterr().out.splitlines()
+    assert "after epoch 1 of adam with schedule wsd, seed 0, on cpu" in result
+    assert reason == "kept, for you to delete; a schedule ends with its run"
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(OSError("disk full"), 1), (KeyboardInterrupt(), 130), (SystemExit(1), 1)]
 )
@@ -126,6 +136,7 @@ def test_the_demo_draws_its_curves(finished, tmp_path) -> None:
         "demo --epochs 1.5",
         "demo --seed -1",
         "demo --optimizer lion",
+        "demo --schedule sine",
         "demo --device gpu",
         "demo --resume",
         "inspect",

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from lucid_gpu import checkpoint
 from lucid_gpu.command import demo, display
 
+CHANGING = [name for name in demo.SCHEDULES if name != demo.CONSTANT]
+
 EPOCH = 45
 """Mini-batches of an epoch: 1437 images, 32 at a time."""
 
@@ -73,9 +75,32 @@ def test_the_default_settings_recognize_97_percent(optimizer: str) -> None:
     assert train(optimizer=optimizer).history[-1]["test"] >= 0.97
 
 
+@pytest.mark.parametrize("schedule", CHANGING)
+def test_every_schedule_recognizes_97_percent(schedule: str) -> None:
+    assert train(schedule=schedule).history[-1]["test"] >= 0.97
+
+
+@pytest.mark.parametrize("schedule", CHANGING)
+def test_a_schedule_rises_to_the_rate_and_ends_at_0(monkeypatch, schedule: str) -> None:
+    rates = []
+    train_batch = demo.Run.train_batch
+
+    def train_batch_and_note(run: demo.Run, *arguments) -> None:
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        train_batch(run, *arguments)
+
+    monkeypatch.setattr(demo.Run, "train_batch", train_batch_and_note)
+    run = train(schedule=schedule, epochs=2)
+    assert len(rates) == 2 * EPOCH
+    assert (rates[0], np.argmax(rates)) == (0, 9)
+    assert rates[9] == pytest.approx(2e-3)
+    assert 0 < rates[-1] < 1e-4
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-18)
+
+
 def test_a_fifth_of_the_images_is_held_out() -> None:
     train_set, test_set = demo.load_digits(np)
-    assert (len(train_set), len(test_set)) == (1437, 360)
+    assert (len(train_set), len(test_set)) == (demo.TRAINING_IMAGES, 360)
     assert train_set.images.shape == (1437, 64)
     assert np.array_equal(np.unique(test_set.labels), np.arange(10))
     both = np.concatenate([train_set.images, test_set.images])
@@ -163,6 +188,25 @@ def test_every_optimizer_resumes_to_the_same_bits_on_every_device(device, optimi
     assert rest.settings == whole.settings
     assert rest.digest() == whole.digest()
     assert rest.history == whole.history
+
+
+@pytest.mark.parametrize("schedule", CHANGING)
+def test_every_schedule_resumes_to_the_same_bits(schedule) -> None:
+    whole = train(schedule=schedule, epochs=2)
+    directory = tempfile.mkdtemp()
+    interrupted(directory, 20, schedule=schedule, epochs=2)
+    interrupted(directory, 40, resume=True)
+    rest = train(directory, resume=True)
+    assert rest.scheduler.last_epoch == rest.step == 2 * EPOCH
+    assert rest.settings == whole.settings
+    assert rest.digest() == whole.digest()
+    assert rest.history == whole.history
+
+
+def test_a_schedule_that_has_begun_keeps_its_end(tmp_path: Path) -> None:
+    interrupted(tmp_path, 20, schedule="cosine", epochs=1)
+    with pytest.raises(display.DemoError, match=r"--epochs is 3, but .* started with --epochs 1"):
+        train(tmp_path, epochs=3, resume=True)
 
 
 def test_a_run_moves_to_another_device_when_it_is_resumed(emulated, uninterrupted) -> None:
@@ -265,6 +309,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ("options", "text"),
     [
         ({"optimizer": "sgd"}, "--optimizer is sgd, but .* with --optimizer adam"),
+        ({"schedule": "wsd"}, "--schedule is wsd, but .* with --schedule constant"),
         ({"seed": 5}, "--seed is 5, but .* with --seed 0"),
         ({"epochs": 1}, "--epochs is 1, but .* is at 2 epochs"),
         ({"resume": False}, "holds a run: add --resume"),
@@ -296,7 +341,12 @@ def test_an_empty_directory_cannot_be_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tree",
-    [[1, 2], {"step": 3}, {"settings": {"optimizer": "lion", "seed": 0, "epochs": 1}, "step": 3}],
+    [
+        [1, 2],
+        {"step": 3},
+        {"settings": {**demo.DEFAULTS, "optimizer": "lion"}, "step": 3},
+        {"settings": {**demo.DEFAULTS, "schedule": "sine"}, "step": 3},
+    ],
 )
 def test_a_checkpoint_of_something_else_cannot_be_resumed(tmp_path: Path, tree) -> None:
     with checkpoint.Checkpointer(tmp_path) as checkpointer:

@@ -222,6 +222,7 @@ class FusedOptimizer(Optimizer):
         result = evaluate(closure)
         if gpu.is_capturing(self._prepared.devices if self._prepared else self._homes()):
             self._capture()
+            self._is_recorded = True
             return result
         prepared = self._current()
         rows = prepared.rows()
@@ -275,6 +276,7 @@ class FusedOptimizer(Optimizer):
         if gradients == "captured":
             captured.require_captured_gradients()
         captured.upload(captured.rows())
+        self._note_count()
 
     def explain(self) -> None:
         """Print how the next step will run, without taking it.

@@ -25,6 +25,8 @@ class Hooked:
     def _init_hooks(self) -> None:
         self._step_pre_hooks: _hooks.HookList[_hooks.PreHook] = _hooks.HookList()
         self._step_post_hooks: _hooks.HookList[_hooks.PostHook] = _hooks.HookList()
+        self._step_count_hooks: _hooks.HookList[Callable[[Any], None]] = _hooks.HookList()
+        self._is_recorded = False
         self._state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
         self._state_dict_post_hooks: _hooks.HookList[Any] = _hooks.HookList()
         self._load_state_dict_pre_hooks: _hooks.HookList[Any] = _hooks.HookList()
@@ -41,6 +43,15 @@ class Hooked:
     def register_step_post_hook(self, hook: _hooks.PostHook) -> _hooks.RemovableHandle:
         """Register ``hook(optimizer, args, kwargs)`` to run after each step."""
         return self._step_post_hooks.register(hook)
+
+    def register_step_count_hook(self, hook: Callable[[Any], None]) -> _hooks.RemovableHandle:
+        """Register ``hook(optimizer)`` to run once for each step that is counted.
+
+        That is after each :meth:`step`, ahead of its post-hooks, and at the end of each
+        ``before_replay()``, but not for a step that is only recorded in a CUDA graph. A learning
+        rate that it writes is that of the next step.
+        """
+        return self._step_count_hooks.register(hook)
 
     def register_state_dict_pre_hook(
         self, hook: Callable[..., None], prepend: bool = False
@@ -74,6 +85,11 @@ class Hooked:
 
     def require_ready(self) -> None:
         """Raise if no step can be taken now; a subclass knows."""
+
+    def _note_count(self) -> None:
+        """Run the hooks that wait for a step to be counted."""
+        for hook in self._step_count_hooks:
+            hook(self)
 
     def _require_inner(self, is_same_thread: bool, step: Any) -> None:
         """Raise RuntimeError if a step that begins inside another is none of a base class.
@@ -114,7 +130,10 @@ class Hooked:
                     args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
                 self.require_whole()
                 self.require_ready()
+                self._is_recorded = False
                 result = func(self, *args, **kwargs)
+                if not self._is_recorded:
+                    self._note_count()
                 for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
                     hook(self, args, kwargs)
             finally:
