@@ -28,15 +28,16 @@ PATIENCE = 90
 
 
 def questions() -> dict[str, ModuleType]:
-    """Return the modules of this package that are questions, by their names, weightiest first."""
+    """Return the modules of this package that are questions, by name, in the order to ask."""
     found = (
         importlib.import_module(f"benchmarks.{info.name}")
         for info in pkgutil.iter_modules(benchmarks.__path__)
         if info.name != "__main__"
     )
     asked = [module for module in found if hasattr(module, "QUESTION")]
-    # A run that is cut short has lost the least.
-    return {module.NAME: module for module in sorted(asked, key=lambda module: -module.SHARE)}
+    # A run that is cut short has lost the least; what may take the machine down comes last.
+    asked.sort(key=lambda module: (hasattr(module, "PINS"), -module.SHARE))
+    return {module.NAME: module for module in asked}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

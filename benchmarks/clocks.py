@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,29 @@ class Clock:
             seconds += clock(lambda: self._run(1))
         return seconds / repeats
 
-    def host(self, moving: bool = False) -> float:
-        """Return what a step takes until the host may go on, with an idle device before it."""
+    def host(self, moving: bool = False, counts_setting: bool = False) -> float:
+        """Return what a step takes until the host may go on, with an idle device before it.
+
+        Args:
+            moving: whether gradients lie elsewhere at every step.
+            counts_setting: whether setting them counts, as it does for who writes the loop.
+        """
         seconds = 0.0
         repeats = max(2, self._repeats // 4)
         for turn in range(repeats):
             if moving:
-                self._contender.use_gradients(turn % 2)
+                taken = clock(partial(self._contender.use_gradients, turn % 2))
+                seconds += taken if counts_setting else 0.0
+            seconds += clock(self._contender.step)
+            self._contender.synchronize()
+        return seconds / repeats
+
+    def host_toggling(self) -> float:
+        """Return what a step takes when one gradient is missing at every second one."""
+        seconds = 0.0
+        repeats = max(2, self._repeats // 4) // 2 * 2
+        for turn in range(repeats):
+            self._contender.drop_a_gradient(turn % 2 == 0)
             seconds += clock(self._contender.step)
             self._contender.synchronize()
         return seconds / repeats

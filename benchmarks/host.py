@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from benchmarks import contest, peers, workloads
 from benchmarks.clocks import Clock
@@ -18,9 +19,10 @@ SHARE = 1
 
 
 def run(options: Options) -> Report:
-    """Time steps until they return, with gradients that stay and that move, and setting them."""
+    """Time steps until they return: gradients that stay, move, come and go, and setting them."""
     on_cpu = options.device == "cpu"
     work = [workloads.resnet50(), workloads.tensors_of_1000(5000), workloads.tensors_of_1000(1)]
+    work.append(workloads.tensors_of_1000(20_000))
     work.append(work[0].in_groups(64))
     if on_cpu:
         work = [_of_one_element(workload) for workload in work]
@@ -56,6 +58,8 @@ def _samplers(name: str, contender: Contender) -> dict[str, Sample]:  # noqa: AR
         "gradients stay": clock.host,
         "gradients move": lambda: clock.host(moving=True),
         "setting the gradients": clock.setting_gradients,
+        "setting the gradients and the step": partial(clock.host, moving=True, counts_setting=True),
+        "one gradient comes and goes": clock.host_toggling,
     }
 
 

@@ -33,6 +33,13 @@ from lucid_gpu.optim import Adam
 NAME = "offload"
 QUESTION = "How fast does the state go to the host and back, and how fast is a step meanwhile?"
 SHARE = 2
+PINS = True
+"""It pins tens of GiB of host memory."""
+
+MOST_PEER_PARAMETERS = 500_000_000
+"""Beyond, a peer is left out: the largest model would pin 60 GB and take the time of all others."""
+
+TOO_LARGE = "left out: it would pin as much host memory again"
 
 STEPS = 3
 """Steps of a sample."""
@@ -86,6 +93,9 @@ def _compare(workload: Workload, options: Options, seconds: float) -> Iterator[M
     with gpu.on(options.device):
         task = Task(size, ADAM, options.device)
         for contender in (_Limit, _Ours, _Torch):
+            if contender is _Torch and size.parameters > MOST_PEER_PARAMETERS:
+                yield Measurement(workload.name, contender.name, [], missing=TOO_LARGE)
+                continue
             try:
                 takers |= contender(task).samples()
             except Exception as error:  # noqa: BLE001 - peers fail in many ways, the others go on

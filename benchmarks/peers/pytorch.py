@@ -55,6 +55,11 @@ class PyTorch(Contender):
         for param, grad in zip(self._params, self._sets[which], strict=True):
             param.grad = grad
 
+    def drop_a_gradient(self, is_dropped: bool) -> None:
+        """Take the gradient of the tensor in the middle away, or give it back."""
+        middle = len(self._params) // 2
+        self._params[middle].grad = None if is_dropped else self._sets[0][middle]
+
     def _share(self, array: Any) -> Any:
         return self._torch.from_dlpack(array)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.protocol import Unavailable
 from benchmarks.workloads import Rule, Workload
 from lucid_gpu import Parameter, optim
 from lucid_gpu.device import gpu
@@ -75,6 +76,14 @@ class Contender(ABC):
     @abstractmethod
     def use_gradients(self, which: int) -> None:
         """Take the gradients of one of the task's sets from now on."""
+
+    def drop_a_gradient(self, is_dropped: bool) -> None:  # noqa: ARG002 - where there is one
+        """Take the gradient of the tensor in the middle away, or give it back.
+
+        Raises:
+            Unavailable: this contender has no notion of a missing gradient.
+        """
+        raise Unavailable("gradients cannot be missing here")
 
     def synchronize(self) -> None:
         """Wait until what was launched is done."""

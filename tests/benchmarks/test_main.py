@@ -167,3 +167,10 @@ def test_an_unknown_question_is_an_error_that_lists_the_known(question, capsys):
     with pytest.raises(SystemExit):
         command.main(["sped"])
     assert "unknown question 'sped': ask speed" in capsys.readouterr().err
+
+
+def test_what_pins_much_memory_is_asked_last():
+    names = list(command.questions())
+    assert names[-1] == "offload"
+    assert names.index("kernel") < names.index("offload")
+    assert names.index("host") < names.index("offload")
