@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from lucid_gpu import set_cpu_code
 from lucid_gpu.device import transfer
 from lucid_gpu.execution import plan
 from lucid_gpu.execution.cpu import CpuExecutor
@@ -24,6 +25,7 @@ STORAGES = [
 every_storage = pytest.mark.parametrize("dtypes", STORAGES, ids="-".join)
 WHERE = {
     "cpu": ("cpu", CpuExecutor),
+    "compiled": ("cpu", CpuExecutor),
     "cuda": ("cuda:0", CudaExecutor),
     "streamed": ("cuda:0", StreamedExecutor),
 }
@@ -53,7 +55,9 @@ def run(where, dtypes, values, rule, variant, rows, row_of):
     made = [tuple(map(keep, own[2 : 2 + used])) for own in values]
     storage = Storage(param, grad, all_slots)
     group = TensorGroup(rule, storage, params, made, [variant] * len(params))
+    set_cpu_code("compiled" if where == "compiled" else "numpy")
     executor = kind(group, grads)
+    set_cpu_code(None)
     executor.run(np.array(rows, storage.compute), np.array(row_of, np.int32))
     if where == "streamed":
         executor.arrive()
