@@ -22,6 +22,8 @@ from lucid_gpu.checkpoint.shards import Rest, no_rest
 from lucid_gpu.checkpoint.signals import StopRequests
 from lucid_gpu.checkpoint.storage import locate
 from lucid_gpu.checkpoint.tree import Encoder, Node
+from lucid_gpu.device import gpu
+from lucid_gpu.device.arrays import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +140,7 @@ class Checkpointer:
         Raises:
             TypeError: the tree holds what a checkpoint cannot, or ``step`` is no int.
             ValueError: ``step`` is out of range, or the tree is too large or nested too deep.
+            RuntimeError: a current stream records a CUDA graph. Nothing was written.
             CheckpointError: a valid checkpoint is as new, or the system could not write, now or
                 in the background save before.
         """
@@ -148,6 +151,7 @@ class Checkpointer:
             self._writer.wait()
             encoder = Encoder()
             node = encoder.encode(tree)
+            gpu.refuse_capture("save", map(device_of, encoder.arrays.values()))
             files.check_size(node, encoder.arrays)
             self._make_way(path, step)
             if block:
@@ -176,6 +180,7 @@ class Checkpointer:
             CheckpointError: there is no such checkpoint, it is damaged, does not fit ``into``,
                 cannot be read now, or was written by a newer version: the last two say nothing
                 against it, so they never fall back.
+            RuntimeError: a current stream records a CUDA graph. Nothing was changed.
         """
         with self._exclusive("restore"):
             self._writer.join()

@@ -16,7 +16,7 @@ from lucid_gpu.checkpoint.shards import no_rest
 from lucid_gpu.checkpoint.storage import Create, Location, creator, locate, publish
 from lucid_gpu.checkpoint.tree import Encoder, Node
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.device.arrays import Array
+from lucid_gpu.device.arrays import Array, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         TypeError: the tree holds something else; the text says where. Nothing was written.
         ValueError: the tree is nested too deep, holds itself, or holds so many plain values that
             they belong into arrays. Nothing was written.
+        RuntimeError: a current stream records a CUDA graph. Nothing was written.
         CheckpointError: ``path`` exists, or the system could not write. Nothing appeared.
 
     Example:
@@ -55,6 +56,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     place = locate(path)
     encoder = Encoder()
     node = encoder.encode(tree)
+    gpu.refuse_capture("save", map(device_of, encoder.arrays.values()))
     check_size(node, encoder.arrays)
     if isinstance(place, str):
         try:
@@ -107,6 +109,7 @@ def load(
         TypeError: ``select`` is no pattern.
         ValueError: ``device`` is unknown, or given together with ``into``; ``strict`` is False
             without ``into``.
+        RuntimeError: a current stream records a CUDA graph. Nothing was changed.
         lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
 
     Example:
@@ -124,6 +127,7 @@ def load(
     if not strict and into is None:
         raise ValueError("strict=False says what to do about `into`: give the tree to restore")
     place = "cpu" if device is None else gpu.resolve(device)
+    gpu.refuse_capture("load", [place])
     chooses = None if select is None else matching(select)
     skipped: list[str] = []
 

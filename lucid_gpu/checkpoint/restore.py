@@ -10,8 +10,8 @@ from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.match import Matcher
 from lucid_gpu.checkpoint.place import ROOT, Place
 from lucid_gpu.checkpoint.tree import Node, offers
-from lucid_gpu.device import transfer
-from lucid_gpu.device.arrays import Array, is_cupy
+from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device.arrays import Array, device_of, is_cupy
 
 if TYPE_CHECKING:
     from lucid_gpu.checkpoint.reader import Reader
@@ -33,6 +33,7 @@ def restore_into(
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit; nothing was changed.
+        RuntimeError: a current stream records a CUDA graph; nothing was changed.
     """
     return _Restore(reader, strict).run(node, tree)
 
@@ -45,6 +46,8 @@ class _Restore:
 
     def run(self, node: Node, tree: Any) -> tuple[Any, list[str]]:
         build = self._found.match(node, tree, ROOT)
+        targets = (array for arrays in self._found.targets.values() for array in arrays)
+        gpu.refuse_capture("load", map(device_of, targets))
         self._found.fresh.update(self._reader.load(sorted(self._found.wanted)))
         self._reader.verify(self._found.targets)
         states = [

@@ -111,7 +111,6 @@ class CudaExecutor:
             row_of: for each tensor, its row.
         """
         with gpu.on(self._home):
-            self._use.stream()
             self._fused.run(rows, row_of[self._dense])
             if len(self._strided):
                 self._use.stream()

@@ -11,6 +11,7 @@ from lucid_gpu.checkpoint.shards import no_rest
 from lucid_gpu.device import transfer
 from lucid_gpu.device.arrays import device_of
 from tests.checkpoint import trees
+from tests.optim.core.placing import arrays, trained
 
 
 @pytest.fixture
@@ -193,3 +194,82 @@ def test_a_copy_from_a_gpu_is_not_waited_for(emulated):
     assert emulated.record.synchronizations == before
     arrived()
     assert emulated.record.synchronizations > before
+
+
+def save_later(path, tree):
+    with Checkpointer(path.parent / "run") as checkpointer:
+        checkpointer.save(2, tree, block=False)
+
+
+def save_now(path, tree):
+    with Checkpointer(path.parent / "run") as checkpointer:
+        checkpointer.save(2, tree)
+
+
+def restore(path, tree):
+    with Checkpointer(path.parent / "run") as checkpointer:
+        checkpointer.restore(1, into=tree)
+
+
+IN_A_CAPTURE = {
+    "save": lambda path, tree: save(path.with_name("other"), tree),
+    "Checkpointer.save": save_now,
+    "Checkpointer.save without waiting": save_later,
+    "load into": lambda path, tree: load(path, into=tree),
+    "Checkpointer.restore": restore,
+}
+
+
+@pytest.mark.parametrize("what", ["optimizer", "params"])
+@pytest.mark.parametrize("use", IN_A_CAPTURE.values(), ids=IN_A_CAPTURE)
+def test_no_graph_records_a_checkpoint_and_none_is_spoilt(path, accelerator, use, what):
+    import cupy
+
+    optimizer = trained(accelerator)
+    tree = {"optimizer": optimizer, "params": optimizer._params()}[what]
+    save(path, tree)
+    with Checkpointer(path.parent / "run") as checkpointer:
+        checkpointer.save(1, tree)
+    before = [host(array).copy() for array in (*arrays(optimizer), optimizer._params()[0].data)]
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    now = [host(array).copy() for array in (*arrays(optimizer), optimizer._params()[0].data)]
+    assert not trees.same(now, before)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=r"^\w+\(\) cannot be recorded in a CUDA graph"):
+                use(path, tree)
+        finally:
+            stream.end_capture()
+    after = [host(array) for array in (*arrays(optimizer), optimizer._params()[0].data)]
+    assert trees.same(after, now)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["checkpoint", "run"]
+    with Checkpointer(path.parent / "run") as checkpointer:
+        assert checkpointer.steps() == [1]
+
+
+def test_no_graph_records_the_loading_of_arrays_to_its_device(path, accelerator):
+    import cupy
+
+    save(path, numbers())
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=r"^load\(\) cannot be recorded"):
+                load(path, device=accelerator)
+        finally:
+            stream.end_capture()
+
+
+def test_a_checkpoint_of_the_cpu_is_none_of_the_business_of_a_graph(path, accelerator):
+    import cupy
+
+    optimizer = trained("cpu")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            save(path, optimizer)
+            load(path, into=optimizer)
+        finally:
+            stream.end_capture()

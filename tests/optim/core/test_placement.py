@@ -103,20 +103,52 @@ def test_parameters_of_the_cpu_and_of_two_gpus(emulated):
     assert [device_of(array) for array in arrays(optimizer)[::2]] == ["cpu", "cuda:0", "cuda:1"]
 
 
-def test_neither_can_be_captured(accelerator):
+NO_PART_OF_A_GRAPH = {
+    "offload": lambda optimizer: optimizer.offload(),
+    "reload": lambda optimizer: optimizer.reload(),
+    "to": lambda optimizer: optimizer.to("cpu"),
+    "state_dict": lambda optimizer: optimizer.state_dict(),
+    "load_state_dict": lambda optimizer: optimizer.load_state_dict({}),
+}
+
+
+@pytest.mark.parametrize("method", NO_PART_OF_A_GRAPH)
+def test_no_move_of_state_can_be_captured_and_none_spoils_the_graph(accelerator, method):
     import cupy
 
-    optimizer = trained(accelerator)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
+    optimizer, twin = trained(accelerator), trained("cpu")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
         try:
-            for move in (optimizer.offload, optimizer.reload):
-                with pytest.raises(RuntimeError, match="cannot be recorded in a CUDA graph"):
-                    move()
+            with pytest.raises(RuntimeError, match=rf"^{method}\(\) cannot be recorded in a CUDA"):
+                NO_PART_OF_A_GRAPH[method](optimizer)
         finally:
             stream.end_capture()
     assert optimizer.state_device is None
+    assert_same(optimizer, twin)
+
+
+def test_parameters_of_the_cpu_cannot_be_moved_to_a_gpu_that_records_a_graph(accelerator):
+    import cupy
+
+    optimizer = trained("cpu")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises(RuntimeError, match=r"^to\(\) cannot be recorded"):
+                optimizer.to(accelerator)
+        finally:
+            stream.end_capture()
+    assert {param.device for param in optimizer._params()} == {"cpu"}
+
+
+def test_a_strided_slot_on_a_gpu_is_offloaded_as_it_is_seen(accelerator):
+    (param,) = make(accelerator, (5,))
+    optimizer = SGD([param], momentum=0.9)
+    memory = transfer.copy(np.arange(10, dtype=np.float32), accelerator)
+    optimizer.state[param].update(step=1, momentum_buffer=memory[::2])
+    optimizer.offload()
+    assert optimizer.state[param]["momentum_buffer"].tolist() == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("move", ["offload", "to"])

@@ -109,6 +109,28 @@ def test_every_stream_that_reads_after_reload_waits_for_the_copies(emulated):
         np.testing.assert_array_equal(seen[0], values)
 
 
+@pytest.mark.parametrize("steps_where_it_was_read", [False, True])
+def test_a_step_after_reload_waits_although_a_slot_was_read_before(
+    emulated, steps_where_it_was_read
+):
+    import cupy
+
+    optimizer, twin = trained("cuda:0"), trained("cpu")
+    optimizer.offload(block=True)
+    emulated.lazy = True
+    optimizer.reload()
+    reading = cupy.cuda.Stream(non_blocking=True)
+    stepping = reading if steps_where_it_was_read else cupy.cuda.Stream(non_blocking=True)
+    with reading:
+        arrays(optimizer)
+    with stepping:
+        optimizer.step()
+    stepping.drain()
+    twin.step()
+    emulated.lazy = False
+    assert_same(optimizer, twin)
+
+
 def test_the_first_step_after_reload_waits_once_for_all_slots(emulated, monkeypatch):
     optimizer = trained("cuda:0", (3,) * 50)
     optimizer.offload(block=True)
