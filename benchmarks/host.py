@@ -22,7 +22,7 @@ def run(options: Options) -> Report:
     """Time steps until they return: gradients that stay, move, come and go, and setting them."""
     on_cpu = options.device == "cpu"
     work = [workloads.resnet50(), workloads.tensors_of_1000(5000), workloads.tensors_of_1000(1)]
-    work.append(workloads.tensors_of_1000(20_000))
+    work.append(workloads.tensors_of_1000(50 if options.quick else 20_000))
     work.append(work[0].in_groups(64))
     if on_cpu:
         work = [_of_one_element(workload) for workload in work]
