@@ -84,7 +84,7 @@ class Kept:
         try:
             with gpu.on(self._home):
                 if not self._stream.is_capturing():
-                    zero, is_there = self._zero
+                    _, zero, is_there = self._zero
                     self._stream.wait_event(is_there)
                     to = self._flag.ctypes.data
                     zero.data.copy_to_host_async(to, zero.nbytes, self._stream)
@@ -206,13 +206,13 @@ def _current(number: int) -> MadeOn:
 
 
 @functools.cache
-def _zero(home: str) -> tuple[Any, Any]:
-    """Return a zero on a device, and the event behind which every stream finds it there."""
+def _zero(home: str) -> tuple[Any, Any, Any]:
+    """Return a stream, a zero that it makes on a device, and the event behind which it is there."""
     with gpu.on(home):
         cp = gpu.cupy()
         with cp.cuda.Stream(non_blocking=True) as stream:  # in memory that no other has used
             zero = cp.zeros(1, np.uint32)
-            return zero, stream.record(cp.cuda.Event(disable_timing=True))
+            return stream, zero, stream.record(cp.cuda.Event(disable_timing=True))
 
 
 def _take_flag() -> np.ndarray[Any, Any]:

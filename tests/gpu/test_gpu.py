@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.device import gpu, kernels, staged, transfer
+from lucid_gpu.device import gpu, keep, kernels, staged, transfer
 from lucid_gpu.execution import cuda, plan, streamed
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
+from tests.device.test_keep import LET_GO
 
 pytestmark = pytest.mark.gpu
 
@@ -34,14 +35,19 @@ def cp():
 
 
 @pytest.fixture
-def busy(cp):
-    """What keeps the device busy for a second, on a stream that is current."""
-    stream = cp.cuda.Stream(non_blocking=True)
-    spin = cp.RawKernel(SPIN, "spin")
-    spin((1,), (1,), (np.int64(1),))
+def spin(cp):
+    """What keeps the current stream busy for a second."""
+    kernel = cp.RawKernel(SPIN, "spin")
+    kernel((1,), (1,), (np.int64(1),))
     cp.cuda.Device().synchronize()
-    with stream:
-        yield lambda: spin((1,), (1,), (np.int64(2_000_000_000),))
+    return lambda: kernel((1,), (1,), (np.int64(2_000_000_000),))
+
+
+@pytest.fixture
+def busy(cp, spin):
+    """What keeps the device busy for a second, on a stream that is current."""
+    with cp.cuda.Stream(non_blocking=True):
+        yield spin
 
 
 def make(cp, sizes=(5, 4099), dtype=np.float32):
@@ -284,3 +290,65 @@ def test_a_step_with_its_state_on_the_host_needs_a_few_windows_of_device_memory(
         optimizer.step()
         grown = pool.used_bytes() - before
         assert grown < streamed.WINDOWS * streamed.WINDOW_BYTES + (4 << 20)
+
+
+@pytest.mark.parametrize("let_go", [own for own, _ in LET_GO.values()], ids=LET_GO)
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_memory_that_a_stream_uses_is_given_to_nobody_else(cp, spin, let_go, is_strided):
+    """CuPy's pool takes it back for the stream it was made on, which is ahead."""
+    if let_go is LET_GO["to another device"][0] and gpu.count() < 2:
+        pytest.skip("needs two GPUs")
+    size = 1 << 16
+    params = make(cp, (size, size))
+    if is_strided:
+        for param in params:
+            grad, param.grad = param.grad, None
+            param.grad = cp.repeat(grad, 2)[::2]
+    optimizer = Adam(params)
+    optimizer.step()
+    del params
+    stream = cp.cuda.Stream(non_blocking=True)
+    cp.cuda.Device().synchronize()
+    with stream:
+        spin()
+        optimizer.step()
+    let_go(optimizer)
+    others = [cp.full(size, 7, np.float32) for _ in range(12)]
+    cp.cuda.get_current_stream().synchronize()
+    stream.synchronize()
+    assert all((cp.asnumpy(other) == 7).all() for other in others)
+
+
+def step_beside_a_twin(cp):
+    """Take a first step on a GPU and on the CPU, and compare them."""
+    params, twins = make(cp), [Parameter(param.numpy()) for param in make(cp)]
+    for param, twin in zip(params, twins, strict=True):
+        twin.grad = transfer.to(param.grad, "cpu")
+    for own in (params, twins):
+        Adam(own).step()
+    for param, twin in zip(params, twins, strict=True):
+        np.testing.assert_array_equal(param.numpy(), twin.data)
+
+
+def test_a_first_step_is_possible_while_another_stream_records_a_graph(cp):
+    """Although memory waits for the legacy stream, which takes no work meanwhile."""
+    maker, recording = cp.cuda.Stream(non_blocking=True), cp.cuda.Stream()
+    with maker:
+        gone = Adam(make(cp))
+        gone.step()
+        maker.synchronize()
+    gone.step()
+    cp.cuda.Device().synchronize()
+    recording.begin_capture()
+    try:
+        del gone
+        with maker:
+            step_beside_a_twin(cp)
+        assert keep._kept
+    finally:
+        recording.end_capture()
+    keep.look()
+    deadline = time.monotonic() + 10
+    while keep._kept and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not keep._kept
