@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
+from lucid_gpu.device.arrays import address
 from lucid_gpu.optim import Adam
 from lucid_gpu.optim.core.slots import LARGE_BYTES, PAGE_BYTES
 
@@ -62,3 +63,14 @@ def test_slots_of_large_views_are_dense():
     optimizer = Adam([param])
     optimizer.step()
     assert optimizer.state[param]["exp_avg"].flags.c_contiguous
+
+
+def test_small_slots_on_a_gpu_begin_where_a_vector_may_be_loaded(accelerator):
+    for dtype in (np.float32, np.float64):
+        params = [Parameter(np.ones(size, dtype), device=accelerator) for size in (3, 5, 1, 4, 2)]
+        for param in params:
+            param.grad = param.data
+        optimizer = Adam(params)
+        optimizer.step()
+        own = [optimizer.state[param]["exp_avg"] for param in params]
+        assert {address(array) % 16 for array in own} == {address(own[0]) % 16}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lucid_gpu.optim import FusedOptimizer
+from tests.stepping import host
 
 
 class Recorder(FusedOptimizer):
@@ -56,3 +57,14 @@ class Recorder(FusedOptimizer):
         param -= g
         for slot, value in zip((own_t, own_first, own_total, own_product), k, strict=True):
             slot[...] = value
+
+
+def slot(optimizer, param, name):
+    """Return a slot of a parameter, whose elements are all the same."""
+    (value,) = set(host(optimizer.state[param][name]).ravel().tolist())
+    return value
+
+
+def recorded(optimizer, param):
+    """Return the scalars that a parameter was given at its last step."""
+    return [slot(optimizer, param, f"own_{name}") for name in Recorder.Scalars._fields]
