@@ -99,8 +99,7 @@ class CompiledStep:
         self._plan.tensors["array"][numbers] = addresses.reshape(-1, width)
         layouts[layouts == 0] = plan.ALL_LAYOUTS  # a slot that is not in use fits any
         common = np.bitwise_and.reduce(layouts.reshape(-1, width), axis=1)
-        has_slots = [self._tensors.slots[tensor] is not None for tensor in tensors]
-        self._layouts[numbers] = np.where(has_slots, common & plan.DENSE, 0)
+        self._layouts[numbers] = common & plan.DENSE
 
     def look(
         self, arrays: npt.NDArray[np.uint64]

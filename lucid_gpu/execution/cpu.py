@@ -68,10 +68,7 @@ class CpuExecutor:
         choice = cpu_code()
         if choice != "numpy" and self._compiled is None:
             self._compiled = self._look_for_code(choice)
-        uses_compiled = choice != "numpy" and self._compiled is not None
-        if uses_compiled != self._uses_compiled:
-            self._uses_compiled = uses_compiled
-            self._left = np.ones(len(self._tensors.params), np.bool_)
+        self._uses_compiled = choice != "numpy" and self._compiled is not None
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take the gradients of the next run; None stands for a tensor that is left out."""

@@ -149,6 +149,10 @@ def stride(params):
     params[0].grad = np.repeat(params[0].grad, 2)[::2]
 
 
+def stride_another(params):
+    params[3].grad = np.repeat(params[3].grad, 2, axis=1)[:, ::2]
+
+
 def turn(params):
     params[3].grad = np.asfortranarray(params[3].grad)
 
@@ -171,6 +175,7 @@ CHANGES = {
     "a gradient goes and comes": (stay, drop, stay, drop, stay),
     "a gradient comes late": (drop, drop, stay, stay),
     "a gradient is strided": (stay, stride, stay, stride, stride, stay),
+    "one gradient is strided, then another": (stay, stride, stride_another, stay),
     "a gradient is in Fortran order": (stay, turn, stay),
     "data is replaced": (stay, replace, stay, stay),
     "data is no longer aligned": (stay, shift, stay, replace, stay),
