@@ -115,6 +115,10 @@ def test_a_restart_that_pytorchs_logarithm_misses():
     assert schedules.CosineRestarts(1, 3)(121, 0.1) == 0.1
 
 
+def test_restarts_of_one_length_are_not_counted_one_by_one():
+    assert schedules.CosineRestarts(7)(7 * 10**15 + 3, 0.1) == schedules.Cosine(7)(3, 0.1)
+
+
 def test_restarts_take_fractions():
     assert schedules.CosineRestarts(2, 2)(2.5, 0.1) == schedules.Cosine(4)(0.5, 0.1)
 
