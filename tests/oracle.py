@@ -7,9 +7,20 @@ and returns the elements after every step. Nothing here knows the package.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Steps = Sequence[Sequence[float]]
+
+
+def elementwise(rule: Callable[..., Iterator[float]]) -> Callable[..., list[list[float]]]:
+    """Return the loop over all elements of one that yields an element after every step."""
+
+    def loop(start: Sequence[float], gradients: Steps, **options) -> list[list[float]]:
+        own = zip(start, zip(*gradients, strict=True), strict=True)
+        columns = [list(rule(theta, steps, **options)) for theta, steps in own]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    return loop
 
 
 def sgd(
@@ -83,5 +94,23 @@ def adam(
     return history
 
 
-ORACLES: dict[str, Callable[..., list[list[float]]]] = {"SGD": sgd, "Adam": adam, "AdamW": adam}
+@elementwise
+def adagrad(
+    theta, gradients, *, lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize
+):
+    """Adagrad (Duchi, Hazan & Singer 2011)."""
+    total = initial_accumulator_value
+    for t, gradient in enumerate(gradients, 1):
+        g = (-gradient if maximize else gradient) + weight_decay * theta
+        total += g**2
+        theta -= lr / (1 + (t - 1) * lr_decay) * g / (math.sqrt(total) + eps)
+        yield theta
+
+
+ORACLES: dict[str, Callable[..., list[list[float]]]] = {
+    "Adagrad": adagrad,
+    "Adam": adam,
+    "AdamW": adam,
+    "SGD": sgd,
+}
 """The loop of each exported optimizer."""

@@ -1,5 +1,6 @@
 """Optimizers."""
 
+from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.core import checks, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
@@ -15,6 +16,7 @@ from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
     "ArrayOptimizer",

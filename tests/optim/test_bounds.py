@@ -1,0 +1,87 @@
+"""The bounds of every option of every rule, at construction, in groups and when edited."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter, optim
+from tests import rules
+from tests.contract.support import unchanged
+
+NONNEGATIVE = [
+    ("Adagrad", "lr lr_decay weight_decay initial_accumulator_value eps"),
+    ("Adam", "lr eps weight_decay"),
+    ("AdamW", "lr eps weight_decay"),
+    ("SGD", "lr momentum weight_decay"),
+]
+BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
+PAIRS = ("Adam", "AdamW")
+RATES = [
+    case
+    for name in PAIRS
+    for case in (
+        (name, "betas", (1.0, 0.5), r"betas\[0\] must be >= 0 and < 1, not 1.0"),
+        (name, "betas", (0.5, -0.1), r"betas\[1\] must be >= 0 and < 1, not -0.1"),
+        (name, "betas", (0.5,), r"a tuple of 2 numbers in \[0, 1\), not \(0.5,\)"),
+    )
+]
+OWN = []
+ALLOWED = []
+"""What lies on a bound, and steps without an error."""
+
+
+def numbers(rule):
+    """The options of a rule that are one number."""
+    arguments = inspect.signature(rule).parameters.values()
+    return [a.name for a in arguments if type(a.default) in (int, float)]
+
+
+@pytest.mark.parametrize(("name", "option", "value", "text"), [*BELOW_0, *RATES, *OWN], ids=str)
+def test_an_option_out_of_bounds_is_refused(name, option, value, text):
+    rule = getattr(optim, name)
+    with pytest.raises(ValueError, match=text):
+        rule([Parameter([1.0])], **{option: value})
+    optimizer = rule([Parameter([1.0])])
+    with unchanged(optimizer), pytest.raises(ValueError, match=text):
+        optimizer.add_param_group({"params": [Parameter([1.0])], option: value})
+
+
+@pytest.mark.parametrize(("name", "option", "value", "text"), [*BELOW_0, *RATES, *OWN], ids=str)
+def test_an_option_edited_out_of_bounds_is_refused_ahead_of_the_step(name, option, value, text):
+    param = Parameter([1.0])
+    param.grad = np.array([0.5], np.float32)
+    optimizer = getattr(optim, name)([param])
+    optimizer.step()
+    optimizer.param_groups[0][option] = value
+    with unchanged(optimizer), pytest.raises(ValueError, match=text):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("rule", rules.optimizers(), ids=lambda rule: rule.__name__)
+def test_the_bounds_of_every_number_are_tested(rule):
+    tested = {option for name, option, _, _ in [*BELOW_0, *OWN] if name == rule.__name__}
+    assert set(numbers(rule)) <= tested | {"dampening"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "0.1", None, 1j, True])
+@pytest.mark.parametrize("rule", rules.optimizers(), ids=lambda rule: rule.__name__)
+def test_what_is_no_finite_number_is_refused(rule, value):
+    for option in numbers(rule):
+        if (option, value) == ("dampening", None):
+            continue
+        with pytest.raises((TypeError, ValueError), match=f"^{option} must be "):
+            rule([Parameter([1.0])], **{option: value})
+
+
+@pytest.mark.parametrize(("name", "options"), ALLOWED, ids=str)
+def test_what_lies_on_a_bound_steps(name, options):
+    param = Parameter([1.0])
+    optimizer = getattr(optim, name)([param], **options)
+    for _ in range(3):
+        param.grad = np.array([0.5], np.float32)
+        optimizer.step()
+    assert math.isfinite(param.numpy()[0])

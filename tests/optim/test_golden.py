@@ -1,0 +1,43 @@
+"""Numbers that come out of the update rules: those of PyTorch and of the authors' own code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter, optim
+from tests import rules
+from tests.stepping import place
+
+GRADIENTS = [0.5, -0.25, 0.1, 0.3]
+LATER = [0.2, -0.1, 0.4, 0.1]
+
+GOLDEN = [
+    (
+        "Adagrad",
+        {"lr": 0.1, "lr_decay": 0.5, "initial_accumulator_value": 0.1},
+        [0.915484574541, 0.941434539343, 0.933742231652, 0.916979904556],
+    ),
+]
+"""Rule, options, and θ after each step in float64, from θ = 1."""
+
+IN_THE_CONTRACT = {"Adam", "AdamW", "SGD"}
+"""Whose numbers tests/contract/test_5_rules.py has."""
+
+
+def test_every_rule_has_its_numbers():
+    assert {rule.__name__ for rule in rules.optimizers()} == IN_THE_CONTRACT | {
+        name for name, _, _ in GOLDEN
+    }
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), GOLDEN, ids=str)
+def test_the_numbers_come_out(name, options, expected, device):
+    param = Parameter(place(np.array([1.0]), device).view)
+    optimizer = getattr(optim, name)([param], **options)
+    seen = []
+    for gradient in (GRADIENTS + LATER)[: len(expected)]:
+        param.grad = place(np.array([gradient]), device).view
+        optimizer.step()
+        seen.append(param.numpy()[0])
+    assert seen == pytest.approx(expected, rel=2e-12, abs=1e-18)
