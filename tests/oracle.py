@@ -107,10 +107,43 @@ def adagrad(
         yield theta
 
 
+@elementwise
+def nadam(
+    theta,
+    gradients,
+    *,
+    lr,
+    betas,
+    eps,
+    weight_decay,
+    momentum_decay,
+    decoupled_weight_decay,
+    maximize,
+):
+    """NAdam (Dozat 2016), with the schedule of μ that the paper proposes."""
+    beta1, beta2 = betas
+    m = v = 0.0
+    product = 1.0
+    for t, gradient in enumerate(gradients, 1):
+        g = -gradient if maximize else gradient
+        if decoupled_weight_decay:
+            theta *= 1 - lr * weight_decay
+        else:
+            g += weight_decay * theta
+        now, later = (beta1 * (1 - 0.96 ** (k * momentum_decay) / 2) for k in (t, t + 1))
+        product *= now
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat = later * m / (1 - product * later) + (1 - now) * g / (1 - product)
+        theta -= lr * m_hat / (math.sqrt(v / (1 - beta2**t)) + eps)
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adagrad": adagrad,
     "Adam": adam,
     "AdamW": adam,
+    "NAdam": nadam,
     "SGD": sgd,
 }
 """The loop of each exported optimizer."""

@@ -11,6 +11,7 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.nadam import NAdam
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.stub import OptimizerStub
 
@@ -21,6 +22,7 @@ __all__ = [
     "AdamW",
     "ArrayOptimizer",
     "FusedOptimizer",
+    "NAdam",
     "Optimizer",
     "OptimizerStub",
     "RemovableHandle",

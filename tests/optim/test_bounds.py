@@ -16,10 +16,11 @@ NONNEGATIVE = [
     ("Adagrad", "lr lr_decay weight_decay initial_accumulator_value eps"),
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
+    ("NAdam", "lr eps weight_decay momentum_decay"),
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
-PAIRS = ("Adam", "AdamW")
+PAIRS = ("Adam", "AdamW", "NAdam")
 RATES = [
     case
     for name in PAIRS
@@ -29,8 +30,12 @@ RATES = [
         (name, "betas", (0.5,), r"a tuple of 2 numbers in \[0, 1\), not \(0.5,\)"),
     )
 ]
-OWN = []
-ALLOWED = []
+OWN = [
+    ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
+]
+ALLOWED = [
+    ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
+]
 """What lies on a bound, and steps without an error."""
 
 
