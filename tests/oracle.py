@@ -139,11 +139,39 @@ def nadam(
         yield theta
 
 
+@elementwise
+def rmsprop(
+    theta,
+    gradients,
+    *,
+    lr,
+    alpha,
+    eps,
+    weight_decay,
+    momentum,
+    centered,
+    eps_inside_sqrt,
+    maximize,
+):
+    """RMSprop (Hinton 2012), centered as in Graves 2013."""
+    square = mean = buffer = 0.0
+    for gradient in gradients:
+        g = (-gradient if maximize else gradient) + weight_decay * theta
+        square = alpha * square + (1 - alpha) * g**2
+        mean = alpha * mean + (1 - alpha) * g
+        variance = square - mean**2 if centered else square
+        root = math.sqrt(variance + eps) if eps_inside_sqrt else math.sqrt(variance) + eps
+        buffer = momentum * buffer + g / root
+        theta -= lr * buffer
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adagrad": adagrad,
     "Adam": adam,
     "AdamW": adam,
     "NAdam": nadam,
+    "RMSprop": rmsprop,
     "SGD": sgd,
 }
 """The loop of each exported optimizer."""

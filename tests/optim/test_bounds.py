@@ -17,6 +17,7 @@ NONNEGATIVE = [
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
+    ("RMSprop", "lr eps weight_decay momentum"),
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
@@ -32,9 +33,14 @@ RATES = [
 ]
 OWN = [
     ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
+    ("RMSprop", "alpha", 1.0, "alpha must be >= 0 and < 1, not 1.0"),
+    ("RMSprop", "alpha", -0.1, "alpha must be >= 0 and < 1, not -0.1"),
+    ("RMSprop", "centered", 1, "centered must be one of False, True, not 1"),
+    ("RMSprop", "eps_inside_sqrt", "yes", "must be one of False, True, not 'yes'"),
 ]
 ALLOWED = [
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
+    ("RMSprop", {"alpha": 0.0}),
 ]
 """What lies on a bound, and steps without an error."""
 
