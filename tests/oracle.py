@@ -140,6 +140,32 @@ def nadam(
 
 
 @elementwise
+def radam(theta, gradients, *, lr, betas, eps, weight_decay, decoupled_weight_decay, maximize):
+    """RAdam (Liu et al. 2019), rectified where ρ > 5."""
+    beta1, beta2 = betas
+    m = v = 0.0
+    longest = 2 / (1 - beta2) - 1
+    for t, gradient in enumerate(gradients, 1):
+        g = -gradient if maximize else gradient
+        if decoupled_weight_decay:
+            theta *= 1 - lr * weight_decay
+        else:
+            g += weight_decay * theta
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat = m / (1 - beta1**t)
+        rho = longest - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 5:
+            above = (rho - 4) * (rho - 2) * longest
+            below = (longest - 4) * (longest - 2) * rho
+            adaptive = math.sqrt(1 - beta2**t) / (math.sqrt(v) + eps)
+            theta -= lr * m_hat * math.sqrt(above / below) * adaptive
+        else:
+            theta -= lr * m_hat
+        yield theta
+
+
+@elementwise
 def rmsprop(
     theta,
     gradients,
@@ -171,6 +197,7 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adam": adam,
     "AdamW": adam,
     "NAdam": nadam,
+    "RAdam": radam,
     "RMSprop": rmsprop,
     "SGD": sgd,
 }

@@ -12,6 +12,7 @@ from lucid_gpu.optim.core.hooks import (
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
 from lucid_gpu.optim.nadam import NAdam
+from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.stub import OptimizerStub
@@ -26,6 +27,7 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "OptimizerStub",
+    "RAdam",
     "RMSprop",
     "RemovableHandle",
     "checks",

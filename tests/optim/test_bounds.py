@@ -17,11 +17,12 @@ NONNEGATIVE = [
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
+    ("RAdam", "lr eps weight_decay"),
     ("RMSprop", "lr eps weight_decay momentum"),
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
-PAIRS = ("Adam", "AdamW", "NAdam")
+PAIRS = ("Adam", "AdamW", "NAdam", "RAdam")
 RATES = [
     case
     for name in PAIRS
@@ -33,6 +34,7 @@ RATES = [
 ]
 OWN = [
     ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
+    ("RAdam", "decoupled_weight_decay", None, "must be one of False, True, not None"),
     ("RMSprop", "alpha", 1.0, "alpha must be >= 0 and < 1, not 1.0"),
     ("RMSprop", "alpha", -0.1, "alpha must be >= 0 and < 1, not -0.1"),
     ("RMSprop", "centered", 1, "centered must be one of False, True, not 1"),
@@ -40,6 +42,7 @@ OWN = [
 ]
 ALLOWED = [
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
+    ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
 ]
 """What lies on a bound, and steps without an error."""
