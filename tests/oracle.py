@@ -192,10 +192,24 @@ def rmsprop(
         yield theta
 
 
+@elementwise
+def adamax(theta, gradients, *, lr, betas, eps, weight_decay, maximize):
+    """Adamax (Kingma & Ba 2014, section 7.1), with ε beside the gradient."""
+    beta1, beta2 = betas
+    m = norm = 0.0
+    for t, gradient in enumerate(gradients, 1):
+        g = (-gradient if maximize else gradient) + weight_decay * theta
+        m = beta1 * m + (1 - beta1) * g
+        norm = max(beta2 * norm, abs(g) + eps)
+        theta -= lr / (1 - beta1**t) * m / norm
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adagrad": adagrad,
     "Adam": adam,
     "AdamW": adam,
+    "Adamax": adamax,
     "NAdam": nadam,
     "RAdam": radam,
     "RMSprop": rmsprop,

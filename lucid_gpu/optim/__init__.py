@@ -2,6 +2,7 @@
 
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
+from lucid_gpu.optim.adamax import Adamax
 from lucid_gpu.optim.core import checks, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
@@ -22,6 +23,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "ArrayOptimizer",
     "FusedOptimizer",
     "NAdam",

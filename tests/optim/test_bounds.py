@@ -16,13 +16,14 @@ NONNEGATIVE = [
     ("Adagrad", "lr lr_decay weight_decay initial_accumulator_value eps"),
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
+    ("Adamax", "lr eps weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
     ("RAdam", "lr eps weight_decay"),
     ("RMSprop", "lr eps weight_decay momentum"),
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
-PAIRS = ("Adam", "AdamW", "NAdam", "RAdam")
+PAIRS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
 RATES = [
     case
     for name in PAIRS
