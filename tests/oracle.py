@@ -205,7 +205,21 @@ def adamax(theta, gradients, *, lr, betas, eps, weight_decay, maximize):
         yield theta
 
 
+@elementwise
+def adadelta(theta, gradients, *, lr, rho, eps, weight_decay, maximize):
+    """Adadelta (Zeiler 2012), algorithm 1."""
+    mean_gradient = mean_step = 0.0
+    for gradient in gradients:
+        g = (-gradient if maximize else gradient) + weight_decay * theta
+        mean_gradient = rho * mean_gradient + (1 - rho) * g**2
+        step = -math.sqrt(mean_step + eps) / math.sqrt(mean_gradient + eps) * g
+        mean_step = rho * mean_step + (1 - rho) * step**2
+        theta += lr * step
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
+    "Adadelta": adadelta,
     "Adagrad": adagrad,
     "Adam": adam,
     "AdamW": adam,

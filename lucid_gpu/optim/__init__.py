@@ -1,5 +1,6 @@
 """Optimizers."""
 
+from lucid_gpu.optim.adadelta import Adadelta
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.adamax import Adamax
@@ -20,6 +21,7 @@ from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -13,6 +13,7 @@ from tests import rules
 from tests.contract.support import unchanged
 
 NONNEGATIVE = [
+    ("Adadelta", "lr rho eps weight_decay"),
     ("Adagrad", "lr lr_decay weight_decay initial_accumulator_value eps"),
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
@@ -34,6 +35,7 @@ RATES = [
     )
 ]
 OWN = [
+    ("Adadelta", "rho", 1.1, "rho must be >= 0 and <= 1, not 1.1"),
     ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
     ("RAdam", "decoupled_weight_decay", None, "must be one of False, True, not None"),
     ("RMSprop", "alpha", 1.0, "alpha must be >= 0 and < 1, not 1.0"),
@@ -42,6 +44,7 @@ OWN = [
     ("RMSprop", "eps_inside_sqrt", "yes", "must be one of False, True, not 'yes'"),
 ]
 ALLOWED = [
+    ("Adadelta", {"rho": 1.0}),
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
     ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
