@@ -218,6 +218,24 @@ def adadelta(theta, gradients, *, lr, rho, eps, weight_decay, maximize):
         yield theta
 
 
+@elementwise
+def rprop(theta, gradients, *, lr, etas, step_sizes, maximize):
+    """iRprop⁻ (Igel & Hüsken 2000)."""
+    size, previous = lr, 0.0
+    for gradient in gradients:
+        g = -gradient if maximize else gradient
+        if g * previous > 0:
+            size *= etas[1]
+        elif g * previous < 0:
+            size *= etas[0]
+            g = 0.0
+        size = min(max(size, step_sizes[0]), step_sizes[1])
+        if g != 0:
+            theta -= math.copysign(size, g)
+        previous = g
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adadelta": adadelta,
     "Adagrad": adagrad,
@@ -227,6 +245,7 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "NAdam": nadam,
     "RAdam": radam,
     "RMSprop": rmsprop,
+    "Rprop": rprop,
     "SGD": sgd,
 }
 """The loop of each exported optimizer."""

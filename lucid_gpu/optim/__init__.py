@@ -16,6 +16,7 @@ from lucid_gpu.optim.core.optimizer import Optimizer
 from lucid_gpu.optim.nadam import NAdam
 from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
+from lucid_gpu.optim.rprop import Rprop
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.stub import OptimizerStub
 
@@ -34,6 +35,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "RemovableHandle",
+    "Rprop",
     "checks",
     "pytorch",
     "register_optimizer_step_post_hook",

@@ -21,6 +21,7 @@ NONNEGATIVE = [
     ("NAdam", "lr eps weight_decay momentum_decay"),
     ("RAdam", "lr eps weight_decay"),
     ("RMSprop", "lr eps weight_decay momentum"),
+    ("Rprop", "lr"),
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
@@ -42,12 +43,20 @@ OWN = [
     ("RMSprop", "alpha", -0.1, "alpha must be >= 0 and < 1, not -0.1"),
     ("RMSprop", "centered", 1, "centered must be one of False, True, not 1"),
     ("RMSprop", "eps_inside_sqrt", "yes", "must be one of False, True, not 'yes'"),
+    ("Rprop", "etas", (1, 0.5), r"0 < etas\[0\] < 1 < etas\[1\], not \(1, 0.5\)"),
+    ("Rprop", "etas", (0, 1.2), r"0 < etas\[0\] < 1 < etas\[1\], not \(0, 1.2\)"),
+    ("Rprop", "etas", (0.5, 1), r"0 < etas\[0\] < 1 < etas\[1\], not \(0.5, 1\)"),
+    ("Rprop", "etas", (0.5,), r"etas must be a tuple of 2 numbers, not \(0.5,\)"),
+    ("Rprop", "step_sizes", (0, 1), r"0 < step_sizes\[0\] <= step_sizes\[1\], not \(0, 1\)"),
+    ("Rprop", "step_sizes", (2, 1), r"0 < step_sizes\[0\] <= step_sizes\[1\], not \(2, 1\)"),
+    ("Rprop", "step_sizes", 1, "step_sizes must be a tuple of 2 numbers, not 1"),
 ]
 ALLOWED = [
     ("Adadelta", {"rho": 1.0}),
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
     ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
+    ("Rprop", {"step_sizes": (1, 1)}),
 ]
 """What lies on a bound, and steps without an error."""
 

@@ -41,6 +41,7 @@ GOLDEN = [
         {"lr": 0.1, "centered": True, "momentum": 0.9},
         [-0.00503761323905, -0.460122948565, -1.047668742, -2.05101144766],
     ),
+    ("Rprop", {"lr": 0.1}, [0.9, 0.9, 0.85, 0.79]),
 ]
 """Rule, options, and θ after each step in float64, from θ = 1."""
 
