@@ -236,7 +236,18 @@ def rprop(theta, gradients, *, lr, etas, step_sizes, maximize):
         yield theta
 
 
+@elementwise
+def asgd(theta, gradients, *, lr, lambd, alpha, t0, weight_decay, maximize):
+    """SGD with the learning rate and the decay of Bottou; what is averaged follows from it."""
+    for t, gradient in enumerate(gradients):
+        g = (-gradient if maximize else gradient) + weight_decay * theta
+        eta = lr * (1 + lambd * lr * t) ** -alpha
+        theta = (1 - lambd * eta) * theta - eta * g
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
+    "ASGD": asgd,
     "Adadelta": adadelta,
     "Adagrad": adagrad,
     "Adam": adam,

@@ -4,6 +4,7 @@ from lucid_gpu.optim.adadelta import Adadelta
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.adamax import Adamax
+from lucid_gpu.optim.asgd import ASGD
 from lucid_gpu.optim.core import checks, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
@@ -21,6 +22,7 @@ from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
+    "ASGD",
     "SGD",
     "Adadelta",
     "Adagrad",

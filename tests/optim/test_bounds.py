@@ -18,6 +18,7 @@ NONNEGATIVE = [
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
     ("Adamax", "lr eps weight_decay"),
+    ("ASGD", "lr lambd alpha t0 weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
     ("RAdam", "lr eps weight_decay"),
     ("RMSprop", "lr eps weight_decay momentum"),
@@ -53,6 +54,7 @@ OWN = [
 ]
 ALLOWED = [
     ("Adadelta", {"rho": 1.0}),
+    ("ASGD", {"alpha": 1.0, "t0": 0}),
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
     ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
