@@ -246,6 +246,19 @@ def asgd(theta, gradients, *, lr, lambd, alpha, t0, weight_decay, maximize):
         yield theta
 
 
+@elementwise
+def lion(theta, gradients, *, lr, betas, weight_decay, maximize):
+    """Lion (Chen et al. 2023), algorithm 2."""
+    beta1, beta2 = betas
+    m = 0.0
+    for gradient in gradients:
+        g = -gradient if maximize else gradient
+        c = beta1 * m + (1 - beta1) * g
+        theta -= lr * ((c > 0) - (c < 0) + weight_decay * theta)
+        m = beta2 * m + (1 - beta2) * g
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "ASGD": asgd,
     "Adadelta": adadelta,
@@ -253,6 +266,7 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adam": adam,
     "AdamW": adam,
     "Adamax": adamax,
+    "Lion": lion,
     "NAdam": nadam,
     "RAdam": radam,
     "RMSprop": rmsprop,

@@ -14,6 +14,7 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.lion import Lion
 from lucid_gpu.optim.nadam import NAdam
 from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
@@ -31,6 +32,7 @@ __all__ = [
     "Adamax",
     "ArrayOptimizer",
     "FusedOptimizer",
+    "Lion",
     "NAdam",
     "Optimizer",
     "OptimizerStub",

@@ -19,6 +19,7 @@ NONNEGATIVE = [
     ("AdamW", "lr eps weight_decay"),
     ("Adamax", "lr eps weight_decay"),
     ("ASGD", "lr lambd alpha t0 weight_decay"),
+    ("Lion", "lr weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
     ("RAdam", "lr eps weight_decay"),
     ("RMSprop", "lr eps weight_decay momentum"),
@@ -26,7 +27,7 @@ NONNEGATIVE = [
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
-PAIRS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
+PAIRS = ("Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam")
 RATES = [
     case
     for name in PAIRS
@@ -55,6 +56,7 @@ OWN = [
 ALLOWED = [
     ("Adadelta", {"rho": 1.0}),
     ("ASGD", {"alpha": 1.0, "t0": 0}),
+    ("Lion", {"betas": (0.0, 0.0)}),
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
     ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
