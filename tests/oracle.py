@@ -259,6 +259,25 @@ def lion(theta, gradients, *, lr, betas, weight_decay, maximize):
         yield theta
 
 
+@elementwise
+def adan(theta, gradients, *, lr, betas, eps, weight_decay, maximize):
+    """Adan (Xie et al. 2022), with the correction of biases and rates counted from 1 downwards."""
+    beta1, beta2, beta3 = betas
+    m = q = v = 0.0
+    previous = None
+    for t, gradient in enumerate(gradients, 1):
+        g = -gradient if maximize else gradient
+        change = 0.0 if previous is None else g - previous
+        m = beta1 * m + (1 - beta1) * g
+        q = beta2 * q + (1 - beta2) * change
+        v = beta3 * v + (1 - beta3) * (g + beta2 * change) ** 2
+        m_hat, q_hat, v_hat = m / (1 - beta1**t), q / (1 - beta2**t), v / (1 - beta3**t)
+        theta -= lr * (m_hat + beta2 * q_hat) / (math.sqrt(v_hat) + eps)
+        theta /= 1 + lr * weight_decay
+        previous = g
+        yield theta
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "ASGD": asgd,
     "Adadelta": adadelta,
@@ -266,6 +285,7 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "Adam": adam,
     "AdamW": adam,
     "Adamax": adamax,
+    "Adan": adan,
     "Lion": lion,
     "NAdam": nadam,
     "RAdam": radam,

@@ -18,6 +18,7 @@ NONNEGATIVE = [
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
     ("Adamax", "lr eps weight_decay"),
+    ("Adan", "lr eps weight_decay"),
     ("ASGD", "lr lambd alpha t0 weight_decay"),
     ("Lion", "lr weight_decay"),
     ("NAdam", "lr eps weight_decay momentum_decay"),
@@ -39,6 +40,8 @@ RATES = [
 ]
 OWN = [
     ("Adadelta", "rho", 1.1, "rho must be >= 0 and <= 1, not 1.1"),
+    ("Adan", "betas", (0.9, 0.9, 1.0), r"betas\[2\] must be >= 0 and < 1, not 1.0"),
+    ("Adan", "betas", (0.9, 0.9), r"a tuple of 3 numbers in \[0, 1\), not \(0.9, 0.9\)"),
     ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
     ("RAdam", "decoupled_weight_decay", None, "must be one of False, True, not None"),
     ("RMSprop", "alpha", 1.0, "alpha must be >= 0 and < 1, not 1.0"),
@@ -55,6 +58,7 @@ OWN = [
 ]
 ALLOWED = [
     ("Adadelta", {"rho": 1.0}),
+    ("Adan", {"betas": (0.0, 0.0, 0.0)}),
     ("ASGD", {"alpha": 1.0, "t0": 0}),
     ("Lion", {"betas": (0.0, 0.0)}),
     ("NAdam", {"betas": (0.0, 0.0), "momentum_decay": 0.0}),
