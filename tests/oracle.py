@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 Steps = Sequence[Sequence[float]]
 
@@ -278,12 +279,44 @@ def adan(theta, gradients, *, lr, betas, eps, weight_decay, maximize):
         yield theta
 
 
+def free_of_schedule(theta, slopes, beta, *, lr, warmup_steps, r, weight_lr_power):
+    """The three sequences of Defazio et al. 2024: x the average, z the iterate, y between them."""
+    x = y = z = theta
+    total = largest = 0.0
+    for t, slope in enumerate(slopes, 1):
+        rate = lr * min(1, t / warmup_steps) if warmup_steps else lr
+        largest = max(largest, rate)
+        weight = t**r * largest**weight_lr_power
+        total += weight
+        z -= rate * slope(y)
+        part = weight / total if total else 0.0
+        x = (1 - part) * x + part * z
+        y = (1 - beta) * z + beta * x
+        yield y
+
+
+@elementwise
+def adamw_schedule_free(theta, gradients, *, betas, eps, weight_decay, maximize, **averaging):
+    """Schedule-free AdamW (Defazio et al. 2024), algorithm 1, without a warm-up of its own."""
+    v = 0.0
+
+    def slope(y, t, gradient):
+        nonlocal v
+        g = -gradient if maximize else gradient
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        return g / (math.sqrt(v / (1 - betas[1] ** t)) + eps) + weight_decay * y
+
+    slopes = [partial(slope, t=t, gradient=g) for t, g in enumerate(gradients, 1)]
+    yield from free_of_schedule(theta, slopes, betas[0], **averaging)
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "ASGD": asgd,
     "Adadelta": adadelta,
     "Adagrad": adagrad,
     "Adam": adam,
     "AdamW": adam,
+    "AdamWScheduleFree": adamw_schedule_free,
     "Adamax": adamax,
     "Adan": adan,
     "Lion": lion,

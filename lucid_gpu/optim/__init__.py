@@ -4,6 +4,7 @@ from lucid_gpu.optim.adadelta import Adadelta
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.adamax import Adamax
+from lucid_gpu.optim.adamw_schedule_free import AdamWScheduleFree
 from lucid_gpu.optim.adan import Adan
 from lucid_gpu.optim.asgd import ASGD
 from lucid_gpu.optim.core import checks, pytorch
@@ -30,6 +31,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "ArrayOptimizer",

@@ -17,6 +17,7 @@ NONNEGATIVE = [
     ("Adagrad", "lr lr_decay weight_decay initial_accumulator_value eps"),
     ("Adam", "lr eps weight_decay"),
     ("AdamW", "lr eps weight_decay"),
+    ("AdamWScheduleFree", "lr eps weight_decay warmup_steps r weight_lr_power"),
     ("Adamax", "lr eps weight_decay"),
     ("Adan", "lr eps weight_decay"),
     ("ASGD", "lr lambd alpha t0 weight_decay"),
@@ -28,7 +29,7 @@ NONNEGATIVE = [
     ("SGD", "lr momentum weight_decay"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
-PAIRS = ("Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam")
+PAIRS = ("Adam", "AdamW", "AdamWScheduleFree", "Adamax", "Lion", "NAdam", "RAdam")
 RATES = [
     case
     for name in PAIRS
@@ -40,6 +41,7 @@ RATES = [
 ]
 OWN = [
     ("Adadelta", "rho", 1.1, "rho must be >= 0 and <= 1, not 1.1"),
+    ("AdamWScheduleFree", "betas", (0.0, 0.9), r"betas\[0\] must be > 0 and < 1, not 0.0"),
     ("Adan", "betas", (0.9, 0.9, 1.0), r"betas\[2\] must be >= 0 and < 1, not 1.0"),
     ("Adan", "betas", (0.9, 0.9), r"a tuple of 3 numbers in \[0, 1\), not \(0.9, 0.9\)"),
     ("NAdam", "decoupled_weight_decay", 1, "must be one of False, True, not 1"),
