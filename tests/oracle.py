@@ -310,6 +310,14 @@ def adamw_schedule_free(theta, gradients, *, betas, eps, weight_decay, maximize,
     yield from free_of_schedule(theta, slopes, betas[0], **averaging)
 
 
+@elementwise
+def sgd_schedule_free(theta, gradients, *, momentum, weight_decay, maximize, **averaging):
+    """Schedule-free SGD (Defazio et al. 2024)."""
+    signed = [-g if maximize else g for g in gradients]
+    slopes = [lambda y, g=g: g + weight_decay * y for g in signed]
+    yield from free_of_schedule(theta, slopes, momentum, **averaging)
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "ASGD": asgd,
     "Adadelta": adadelta,
@@ -325,5 +333,6 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "RMSprop": rmsprop,
     "Rprop": rprop,
     "SGD": sgd,
+    "SGDScheduleFree": sgd_schedule_free,
 }
 """The loop of each exported optimizer."""

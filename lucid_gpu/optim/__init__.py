@@ -22,6 +22,7 @@ from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
 from lucid_gpu.optim.rprop import Rprop
 from lucid_gpu.optim.sgd import SGD
+from lucid_gpu.optim.sgd_schedule_free import SGDScheduleFree
 from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "RMSprop",
     "RemovableHandle",
     "Rprop",
+    "SGDScheduleFree",
     "checks",
     "pytorch",
     "register_optimizer_step_post_hook",

@@ -27,6 +27,7 @@ NONNEGATIVE = [
     ("RMSprop", "lr eps weight_decay momentum"),
     ("Rprop", "lr"),
     ("SGD", "lr momentum weight_decay"),
+    ("SGDScheduleFree", "lr weight_decay warmup_steps r weight_lr_power"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
 PAIRS = ("Adam", "AdamW", "AdamWScheduleFree", "Adamax", "Lion", "NAdam", "RAdam")
@@ -57,6 +58,8 @@ OWN = [
     ("Rprop", "step_sizes", (0, 1), r"0 < step_sizes\[0\] <= step_sizes\[1\], not \(0, 1\)"),
     ("Rprop", "step_sizes", (2, 1), r"0 < step_sizes\[0\] <= step_sizes\[1\], not \(2, 1\)"),
     ("Rprop", "step_sizes", 1, "step_sizes must be a tuple of 2 numbers, not 1"),
+    ("SGDScheduleFree", "momentum", 0.0, "momentum must be > 0 and < 1, not 0.0"),
+    ("SGDScheduleFree", "momentum", 1.0, "momentum must be >= 0 and < 1, not 1.0"),
 ]
 ALLOWED = [
     ("Adadelta", {"rho": 1.0}),
@@ -67,6 +70,8 @@ ALLOWED = [
     ("RAdam", {"betas": (0.0, 0.0)}),
     ("RMSprop", {"alpha": 0.0}),
     ("Rprop", {"step_sizes": (1, 1)}),
+    ("SGDScheduleFree", {"lr": 0.0, "weight_lr_power": 0.0}),
+    ("SGDScheduleFree", {"lr": 0.0}),
 ]
 """What lies on a bound, and steps without an error."""
 

@@ -54,6 +54,7 @@ GOLDEN = [
         {"lr": 0.1},
         [0.900000002, 0.934790276925, 0.932074104595, 0.901870311005],
     ),
+    ("SGDScheduleFree", {"lr": 0.1, "momentum": 0.9}, [0.95, 0.96375, 0.9635, 0.954125]),
 ]
 """Rule, options, and θ after each step in float64, from θ = 1."""
 
