@@ -40,3 +40,15 @@ template <typename T>
 __device__ __forceinline__ T maximum(T a, T b) {
   return a > b || a != a ? a : b;
 }
+
+// The smaller of two, and NaN if either is.
+template <typename T>
+__device__ __forceinline__ T minimum(T a, T b) {
+  return a < b || a != a ? a : b;
+}
+
+// 1, −1 or 0, and NaN of NaN.
+template <typename T>
+__device__ __forceinline__ T sign(T a) {
+  return a > 0 ? T(1) : a < 0 ? T(-1) : a == 0 ? T(0) : a;
+}

@@ -100,8 +100,9 @@ def tensor_record(rule: Rule) -> np.dtype[Any]:
 
 
 def row_fields(rule: Rule) -> tuple[str, ...]:
-    """Return the names of the scalars of a row: the frame's, then the rule's."""
-    return (*FrameScalars._fields, *rule.Scalars._fields)
+    """Return the names of the scalars of a row: the frame's, then the rule's, as its members."""
+    frame = [f"frame.{name}" for name in FrameScalars._fields]
+    return (*frame, *(f"rule.{name}" for name in rule.Scalars._fields))
 
 
 def row_record(rule: Rule, dtype: npt.DTypeLike) -> np.dtype[Any]:

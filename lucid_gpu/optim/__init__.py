@@ -1,6 +1,12 @@
 """Optimizers."""
 
+from lucid_gpu.optim.adadelta import Adadelta
+from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
+from lucid_gpu.optim.adamax import Adamax
+from lucid_gpu.optim.adamw_schedule_free import AdamWScheduleFree
+from lucid_gpu.optim.adan import Adan
+from lucid_gpu.optim.asgd import ASGD
 from lucid_gpu.optim.core import checks, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
@@ -10,18 +16,36 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.lion import Lion
+from lucid_gpu.optim.nadam import NAdam
+from lucid_gpu.optim.radam import RAdam
+from lucid_gpu.optim.rmsprop import RMSprop
+from lucid_gpu.optim.rprop import Rprop
 from lucid_gpu.optim.sgd import SGD
+from lucid_gpu.optim.sgd_schedule_free import SGDScheduleFree
 from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
+    "ASGD",
     "SGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
+    "Adamax",
+    "Adan",
     "ArrayOptimizer",
     "FusedOptimizer",
+    "Lion",
+    "NAdam",
     "Optimizer",
     "OptimizerStub",
+    "RAdam",
+    "RMSprop",
     "RemovableHandle",
+    "Rprop",
+    "SGDScheduleFree",
     "checks",
     "pytorch",
     "register_optimizer_step_post_hook",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,6 +122,11 @@ def test_scalars_lie_as_the_members_of_a_row(rule, dtype):
             f"(__builtin_offsetof(decltype({row}{{}}), {member})) == {record.fields[name][1]}"
         )
     compiles(rule, claims)
+
+
+def test_a_rule_may_call_a_scalar_as_the_frame_calls_one():
+    rule = dataclasses.replace(SGD.rule, Scalars=FrameScalars)
+    assert plan.row_record(rule, "float32").itemsize == 2 * 4 * len(FrameScalars._fields)
 
 
 @every_rule

@@ -266,7 +266,7 @@ class FusedOptimizer(Optimizer):
         captured = self._captured
         if captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
-        self._refuse_torn()
+        self.require_ready()
         holds = self._prepared is captured and self._refreshed(captured, keeps_tensors=True)
         if not (holds and captured.is_capture_current):
             raise RuntimeError(

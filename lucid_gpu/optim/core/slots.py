@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.device.arrays import address, device_of
+from lucid_gpu.device.arrays import address, as_array, device_of
 from lucid_gpu.execution import packs, twin
 from lucid_gpu.execution.plan import common_layout
 
@@ -86,6 +86,11 @@ def copy_apart(array: Any, data: Any, turn: int) -> Any:
     copied = _zeros_apart(array, data, turn)
     np.copyto(copied, array)
     return copied
+
+
+def copy_beside(array: Any, param: Any) -> Any:
+    """Return a copy of an array on the device of a parameter."""
+    return transfer.copy(as_array(array), device_of(as_array(param.data)))
 
 
 def _is_large(array: Any) -> bool:
