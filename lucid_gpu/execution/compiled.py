@@ -2,7 +2,7 @@
 
 NumPy passes over a block once per operation; compiled code passes once for all of them, with the
 same operations in the same order, so that the result is the same to the bit. It walks the tables
-of a CUDA launch: Python does nothing per tensor, whatever their number and that of their groups.
+of a CUDA launch: Python computes nothing per tensor, nor for each of their groups.
 """
 
 from __future__ import annotations

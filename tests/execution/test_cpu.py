@@ -8,7 +8,7 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu import Parameter
-from lucid_gpu.execution import building
+from lucid_gpu.execution import building, threads
 from lucid_gpu.optim import SGD, Adam
 from tests.execution.compilers import failing, waiting
 
@@ -259,3 +259,23 @@ def test_a_step_lets_go_of_its_gradients(code):
         param.grad = None
     gc.collect()
     assert [grad() for grad in left] == [None] * 4
+
+
+def test_gradients_that_are_replaced_during_a_step_live_until_it_is_done(monkeypatch):
+    lucid_gpu.set_cpu_code("compiled")
+    param = Parameter(np.zeros(3, np.float32))
+    optimizer, alive = SGD([param]), []
+    together = threads.together
+
+    def replaced_meanwhile(*arguments):
+        grad = weakref.ref(param.grad)
+        param.grad = None
+        gc.collect()
+        alive.append(grad() is not None)
+        together(*arguments)
+
+    monkeypatch.setattr(threads, "together", replaced_meanwhile)
+    for _ in range(3):
+        param.grad = np.ones(3, np.float32)
+        optimizer.step()
+    assert alive == [True] * 3

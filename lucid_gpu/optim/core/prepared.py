@@ -115,7 +115,8 @@ class PreparedStep:
         self._waiting: list[tuple[Part, int]] = []
         self._is_spoiled = False
         self._captured_gradients: list[int | None] = []
-        # Gradients of foreign parameters, which may be computed whenever they are read.
+        # Gradients that must live until the step is done: those that compiled code reads, and those
+        # of foreign parameters, which may be computed whenever they are read.
         self._held: list[Any] = []
         self._is_capture_current = False
         self._keeps_tensors = False
@@ -144,7 +145,8 @@ class PreparedStep:
     def provide(self) -> None:
         """Make the slots that tensors lack, and what runs them; the state stays as it is."""
         grads = [unstrange(grad) for grad in self.inputs.gradients()]
-        self._held = [] if self.inputs.are_own else grads
+        is_on_cpu = any(part.device == "cpu" for part in self.parts)
+        self._held = grads if is_on_cpu or not self.inputs.are_own else []
         with self._state.settled():
             self._admit(np.flatnonzero(self.has_gradient).tolist())
             for part in self.parts:
@@ -353,9 +355,11 @@ class PreparedStep:
 
     def _take_gradients(self) -> bool:
         """Take the gradients of this step; False if one asks for another prepared step."""
-        for part in self.parts:
-            if isinstance(part.executor, CpuExecutor):
-                part.executor.get_ready()
+        on_cpu = [p.executor for p in self.parts if isinstance(p.executor, CpuExecutor)]
+        for executor in on_cpu:
+            executor.get_ready()
+        if on_cpu:  # compiled code works on addresses, and another thread may set gradients
+            self._held = self.inputs.gradients()
         if not self._needs_gradients():
             if not self.inputs.gradients_may_have_moved():
                 return True
@@ -364,7 +368,7 @@ class PreparedStep:
                 return False
             if self._take_noted(noted, layouts):
                 return True
-        grads = self.inputs.gradients()
+        grads = self._held if on_cpu else self.inputs.gradients()
         if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
             grads = self._held = [unstrange(grad) for grad in grads]
             self._require_fitting(grads)
