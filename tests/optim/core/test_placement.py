@@ -205,6 +205,22 @@ def test_an_optimizer_of_ones_own_that_has_no_state_yet_steps_on(accelerator):
     optimizer.step()
 
 
+def test_an_optimizer_of_ones_own_may_keep_arrays_on_the_host(accelerator):
+    optimizer = Momentum(make(accelerator))
+    optimizer.step()
+    for slots in optimizer.state.values():
+        slots["history"] = np.ones(3)
+    optimizer.step()
+
+
+def test_reload_lets_go_of_the_windows_to_make_room_for_the_state(accelerator):
+    optimizer = trained(accelerator, state_device="host")
+    executor = weakref.ref(optimizer._prepared.streamed[0])
+    optimizer.reload(block=True)
+    gc.collect()
+    assert executor() is None
+
+
 def test_a_hook_may_bring_the_state_back(accelerator):
     optimizer = Momentum(make(accelerator))
     optimizer.step()
