@@ -55,7 +55,7 @@ def test_the_absolute_margin_is_a_difference(mode, sign):
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("threshold", [0, 1.0, 5.0])
 def test_the_first_finite_metric_is_better_than_none(mode, threshold):
-    assert after([3], mode=mode, threshold=threshold).num_bad_epochs == 0
+    assert after([3], mode=mode, threshold=threshold).best == 3
 
 
 def test_the_rate_stops_at_its_minimum():
