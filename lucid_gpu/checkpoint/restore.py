@@ -132,18 +132,15 @@ class _Restore:
 
 def _state_to_keep(target: Any) -> Any:
     """Return the state of an object as it is now: without a copy where it replaces its arrays."""
-    if all(offers(method, "copy") for method in (target.state_dict, target.load_state_dict)):
+    if hasattr(target, "use_up_state_dict"):
         return target.state_dict(copy=False)
     return target.state_dict()
 
 
 def _hand_over(target: Any, state: Any, strict: bool) -> None:
-    options = {}
-    if offers(target.load_state_dict, "copy"):
-        options["copy"] = False
-    if not strict and offers(target.load_state_dict, "strict"):
-        options["strict"] = False
-    target.load_state_dict(state, **options)
+    load = getattr(target, "use_up_state_dict", target.load_state_dict)
+    options = {"strict": False} if not strict and offers(load, "strict") else {}
+    load(state, **options)
 
 
 def _is_plain(array: Array) -> bool:

@@ -325,7 +325,6 @@ class Optimizer(Hooked, Placed):
         strict: bool = True,
         *,
         model_clients: Mapping[str, Any] | None = None,
-        copy: bool = True,
     ) -> None:
         """Load a state dict: state, and the options of each group. All of it, or nothing.
 
@@ -340,8 +339,6 @@ class Optimizer(Hooked, Placed):
             strict: False loads what fits and warns with a list of what did not.
             model_clients: for each option that held a live object when it was saved, the instance
                 to install. Its own ``load_state_dict`` gets what its ``state_dict`` had given.
-            copy: False takes each array out of the state dict once it is copied, so that no more
-                than one is there twice: for those who have no other use for it.
 
         Raises:
             TypeError: it is no mapping, or part of it is of the wrong type.
@@ -350,6 +347,29 @@ class Optimizer(Hooked, Placed):
                 model client is missing or of another class, or a slot or an option is nested more
                 than 100 levels deep.
         """
+        self._load(state_dict, strict, model_clients, keep=True)
+
+    def use_up_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Load a state dict as :meth:`load_state_dict` does, for who has no other use for it.
+
+        Each array is taken out of it once it is copied, so that no more than one is there twice.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+            strict: False loads what fits and warns with a list of what did not.
+        """
+        if type(self).load_state_dict is not Optimizer.load_state_dict:
+            self.load_state_dict(state_dict, strict)  # a subclass has its own way
+        else:
+            self._load(state_dict, strict, None, keep=False)
+
+    def _load(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool,
+        model_clients: Mapping[str, Any] | None,
+        keep: bool,
+    ) -> None:
         if not isinstance(strict, bool):
             raise TypeError(
                 f"strict must be True or False, not a {type(strict).__name__}: "
@@ -366,7 +386,7 @@ class Optimizer(Hooked, Placed):
         for hook in self._load_state_dict_pre_hooks:
             state_dict = replaced(hook, hook(self, state_dict), state_dict)
         self.require_whole()
-        _state_dict.restore(self, state_dict, strict, model_clients or {}, copy)
+        _state_dict.restore(self, state_dict, strict, model_clients or {}, keep)
         self._is_torn = False
         for hook in self._load_state_dict_post_hooks:
             hook(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy.typing as npt
@@ -123,6 +123,17 @@ class State(MutableMapping[Any, Slots]):
         """On which devices and streams arrays were made: what was current when they were set."""
         return self._watch.made
 
+    def make_slots(self, values: Mapping[str, Any]) -> Slots:
+        """Return slots that :meth:`put` can give to a parameter, which cannot fail then."""
+        slots = Slots(self._watch)
+        slots.update(values)
+        return slots
+
+    def put(self, param: Any, slots: Slots) -> None:
+        """Give slots to a parameter, in place of those that it had."""
+        self._entries[id(param)] = (param, slots)
+        self._watch.note_change()
+
     def expect(self, arrival: Callable[[], bool]) -> None:
         """Have a function called before an array is read, because arrays are on their way.
 
@@ -141,11 +152,8 @@ class State(MutableMapping[Any, Slots]):
             entry = self._entries[id(param)] = (param, Slots(self._watch))
         return entry[1]
 
-    def __setitem__(self, param: Any, values: MutableMapping[str, Any]) -> None:
-        slots = Slots(self._watch)
-        slots.update(values)
-        self._entries[id(param)] = (param, slots)
-        self._watch.note_change()
+    def __setitem__(self, param: Any, values: Mapping[str, Any]) -> None:
+        self.put(param, self.make_slots(values))
 
     def __delitem__(self, param: Any) -> None:
         if param not in self:

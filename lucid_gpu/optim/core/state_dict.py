@@ -126,14 +126,20 @@ def restore(
         for match in matches
     ]
     report.settle(optimizer, strict)
+    state = optimizer.state
+    made = [
+        (param, state.make_slots(slots) if slots else None)
+        for each in prepared
+        for param, slots in each.slots
+    ]
     clients.install([pair for each in prepared for pair in each.clients])
     for each in prepared:
         each.group.update(each.options)
-        for param, slots in each.slots:
-            if slots:
-                optimizer.state[param] = slots
-            elif param in optimizer.state:
-                del optimizer.state[param]
+    for param, slots in made:
+        if slots is not None:
+            state.put(param, slots)
+        elif param in state:
+            del state[param]
 
 
 def _check_form(state_dict: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_array, kind_of
-from lucid_gpu.parameter import Parameter
+from lucid_gpu.optim.core.inputs import notes_changes
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 """What parameters of a fused optimizer may be made of."""
@@ -196,11 +196,9 @@ def require_own_memory(name: str, param: Any, data: Any) -> None:
     Raises:
         RuntimeError: its data is elsewhere whenever it is read.
     """
-    if (
-        not isinstance(param, Parameter)
-        and data.size
-        and address(as_array(param.data)) != address(data)
-    ):
+    if notes_changes(param) or not data.size:
+        return
+    if address(as_array(param.data)) != address(data):
         raise RuntimeError(
             f"parameter {name!r} is a {type(param).__name__} whose data is a new copy whenever it "
             "is read, so that a step would never reach it: return the array itself from data"

@@ -70,8 +70,8 @@ def test_no_call_of_it_reaches_cuda(rule, cupy, tmp_path):
 
 
 def test_it_steps_in_a_forked_child_where_cuda_is_lost(cupy, tmp_path):
-    with warnings.catch_warnings():  # newer Pythons warn of threads, of which the child uses none
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings.catch_warnings():  # Python and JAX warn of threads, of which the child uses none
+        warnings.simplefilter("ignore")
         child = os.fork()
     if child == 0:
         status = 1
