@@ -161,7 +161,7 @@ def test_more_scalars_than_a_launch_carries_are_one_copy(rule, emulated):
     optimizer = rule(groups_of_one(params))
     optimizer.step()
     emulated.record = Record()
-    optimizer.param_groups[0]["lr"] = 0.2
+    optimizer.param_groups[0]["maximize"] = True  # a scalar of every rule
     optimizer.step()
     (size,) = emulated.record.uploads
     assert size - len(params) * row_bytes(rule) in range(16)
