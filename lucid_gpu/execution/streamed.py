@@ -145,7 +145,8 @@ class _StreamedLaunch(FusedLaunch):
         itemsize = max(dtype.itemsize for dtype in tensors.storage.slots)
         slots = max(1, *(len(own or ()) for own in tensors.slots))
         spans = [span for span in _plan.whole(tensors) if tensors.slots[span.tensor] is not None]
-        windows = _plan.windows(spans, WINDOW_BYTES // (slots * itemsize))
+        capacity = max(_plan.CHUNK_ELEMENTS, WINDOW_BYTES // (slots * itemsize))
+        windows = _plan.windows(spans, capacity)
         cut = [span for window in windows for span in window]
         self._tensor = np.array([span.tensor for span in cut], np.intp)
         grad_bytes = tensors.storage.grad.itemsize
