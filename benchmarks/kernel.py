@@ -54,7 +54,7 @@ class Variation:
         Raises:
             ValueError: the text does not have a part that is to be replaced.
         """
-        text = sources.joined("rule", rule.kernel, "fused_step")
+        text = sources.step_source(rule.kernel, "fused_step")
         size = f"constexpr int kThreads = {plan.THREADS};"
         edits = {size: size.replace(str(plan.THREADS), str(self.threads)), **self.edits}
         for old, new in edits.items():

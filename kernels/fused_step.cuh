@@ -5,17 +5,18 @@
 #pragma once
 
 constexpr int kThreads = 256;
-constexpr int kCarriedBytes = 2560;
+constexpr int kCarriedBytes = 2816;
 
 // The one argument of the kernel. Rows of scalars come with the launch; more of them than it can
 // carry, or those of a launch that a graph repeats, come from a table.
-template <int slots>
+template <int arrays>
 struct Argument {
   const Chunk* chunks;
-  const Tensor<slots>* tensors;
+  const Tensor<arrays>* tensors;
   const void* const* grads;  // of each tensor; null where there is none in this step
   const int* rows;           // which row of scalars each tensor takes
   const void* table;         // of rows, or null
+  unsigned long long seed;   // of stochastic rounding
   alignas(8) char carried[kCarriedBytes];
 
   template <class Row>
@@ -36,6 +37,7 @@ template <int bytes> struct Word;
 template <> struct Word<16> { using type = uint4; };
 template <> struct Word<8> { using type = uint2; };
 template <> struct Word<4> { using type = unsigned; };
+template <> struct Word<2> { using type = unsigned short; };
 
 // Streaming loads and stores: each element is touched once a step, so caching it evicts others.
 template <int width, typename T>
@@ -100,35 +102,145 @@ __device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T* slo
     apply(rule, param, grad, slots, unpacked..., slots[sizeof...(unpacked)]);
 }
 
+// The random bits that neighbours are rounded with; none for what is not rounded so.
+template <int width, typename S>
+struct Dice {
+  __device__ __forceinline__ void roll(const Randomness&, long long) {}
+};
+
+template <int width, int number>
+struct Dice<width, Rounded<number>> {
+  unsigned word[(width + 1) / 2];
+
+  __device__ __forceinline__ unsigned at(int j) const { return word[j / 2] >> 16 * (j % 2) & 0xFFFFu; }
+
+  __device__ __forceinline__ void roll(const Randomness& randomness, long long element) {
+    if constexpr (width == 1) {
+      word[0] = randomness.bits(element, number);
+    } else if (element % width == 0) {
+      const Draw drawn = randomness.draw(element >> 3, number);
+#pragma unroll
+      for (int k = 0; k < width / 2; ++k)
+        word[k] = width < 8 && element & 4 ? drawn.word[(2 + k) % 4] : drawn.word[k];
+    } else {
+#pragma unroll
+      for (int k = 0; k < width / 2; ++k)
+        word[k] = randomness.bits(element + 2 * k, number) |
+                  randomness.bits(element + 2 * k + 1, number) << 16;
+    }
+  }
+};
+
+template <int width, typename T>
+__device__ __forceinline__ void set(float& to, T value, const Dice<width, float>&, int) {
+  to = float(value);
+}
+template <int width, typename T>
+__device__ __forceinline__ void set(double& to, T value, const Dice<width, double>&, int) {
+  to = double(value);
+}
+template <int width, int number, typename T>
+__device__ __forceinline__ void set(Rounded<number>& to, T value,
+                                    const Dice<width, Rounded<number>>& dice, int j) {
+  round_to(to, float(value), dice.at(j));
+}
+
+// Neighbours of a parameter, in registers, as they are stored. Bits tell whether it is aligned, and
+// whether what lies beside it is.
+template <int width, typename P>
+struct Param {
+  Pack<P, width> pack;
+  Dice<width, P> dice;
+
+  __device__ __forceinline__ void load_from(const P* param, const void*, int i, unsigned aligned,
+                                            const Randomness& randomness, long long element) {
+    pack = load<width>(param + i, aligned & 1);
+    dice.roll(randomness, element);
+  }
+  __device__ __forceinline__ void store_to(P* param, void*, int i, unsigned aligned) const {
+    store<width>(param + i, pack, aligned & 1);
+  }
+  template <typename T> __device__ __forceinline__ T get(int j) const { return value_of<T>(pack.at[j]); }
+  template <typename T> __device__ __forceinline__ void put(int j, T value) {
+    set(pack.at[j], value, dice, j);
+  }
+};
+
+template <int width, typename H>
+struct Param<width, Mastered<H>> {
+  Pack<float, width> master;
+  Pack<H, width> pack;
+
+  __device__ __forceinline__ void load_from(const H*, const void* beside, int i, unsigned aligned,
+                                            const Randomness&, long long) {
+    master = load<width>(static_cast<const float*>(beside) + i, aligned & 2);
+  }
+  __device__ __forceinline__ void store_to(H* param, void* beside, int i, unsigned aligned) const {
+    store<width>(static_cast<float*>(beside) + i, master, aligned & 2);
+    store<width>(param + i, pack, aligned & 1);
+  }
+  template <typename T> __device__ __forceinline__ T get(int j) const { return T(master.at[j]); }
+  template <typename T> __device__ __forceinline__ void put(int j, T value) {
+    master.at[j] = float(value);
+    round_to(pack.at[j], master.at[j]);
+  }
+};
+
+template <int width>
+struct Param<width, Split> {
+  Pack<unsigned short, width> high;
+  Pack<short, width> low;
+
+  __device__ __forceinline__ void load_from(const unsigned short* param, const void* beside, int i,
+                                            unsigned aligned, const Randomness&, long long) {
+    high = load<width>(param + i, aligned & 1);
+    low = load<width>(static_cast<const short*>(beside) + i, aligned & 2);
+  }
+  __device__ __forceinline__ void store_to(unsigned short* param, void* beside, int i,
+                                           unsigned aligned) const {
+    store<width>(param + i, high, aligned & 1);
+    store<width>(static_cast<short*>(beside) + i, low, aligned & 2);
+  }
+  template <typename T> __device__ __forceinline__ T get(int j) const {
+    return T(join(high.at[j], low.at[j]));
+  }
+  template <typename T> __device__ __forceinline__ void put(int j, T value) {
+    split(float(value), high.at[j], low.at[j]);
+  }
+};
+
 // Neighbours of each slot in use, in registers, as they are stored. Bits tell which are aligned.
 template <int width, typename... S>
 struct Slots {
-  __device__ __forceinline__ void load_from(void* const*, int, unsigned) {}
+  __device__ __forceinline__ void load_from(void* const*, int, unsigned, const Randomness&, long long) {}
   __device__ __forceinline__ void store_to(void* const*, int, unsigned) const {}
   template <typename T> __device__ __forceinline__ void get(T*, int) const {}
-  template <typename T> __device__ __forceinline__ void set(const T*, int) {}
+  template <typename T> __device__ __forceinline__ void put(const T*, int) {}
 };
 
 template <int width, typename S, typename... Others>
 struct Slots<width, S, Others...> {
   Pack<S, width> pack;
+  Dice<width, S> dice;
   Slots<width, Others...> others;
 
-  __device__ __forceinline__ void load_from(void* const* slot, int i, unsigned aligned) {
+  __device__ __forceinline__ void load_from(void* const* slot, int i, unsigned aligned,
+                                            const Randomness& randomness, long long element) {
     pack = load<width>(static_cast<const S*>(*slot) + i, aligned & 1);
-    others.load_from(slot + 1, i, aligned >> 1);
+    dice.roll(randomness, element);
+    others.load_from(slot + 1, i, aligned >> 1, randomness, element);
   }
   __device__ __forceinline__ void store_to(void* const* slot, int i, unsigned aligned) const {
     store<width>(static_cast<S*>(*slot) + i, pack, aligned & 1);
     others.store_to(slot + 1, i, aligned >> 1);
   }
   template <typename T> __device__ __forceinline__ void get(T* state, int j) const {
-    *state = T(pack.at[j]);
+    *state = value_of<T>(pack.at[j]);
     others.get(state + 1, j);
   }
-  template <typename T> __device__ __forceinline__ void set(const T* state, int j) {
-    pack.at[j] = S(*state);
-    others.set(state + 1, j);
+  template <typename T> __device__ __forceinline__ void put(const T* state, int j) {
+    set(pack.at[j], *state, dice, j);
+    others.put(state + 1, j);
   }
 };
 
@@ -144,50 +256,62 @@ template <class Rule, typename T, typename P, typename G, typename... S>
 struct Step {
   static_assert(sizeof...(S) == Rule::used);
 
-  const Row<Rule, T> row;
-  P* param;
-  const G* grad;
-  void* slot[Rule::slots + 1];  // one more than there may be: an array has elements
+  using Element = typename Elements<P>::type;
+  static constexpr int beside_bytes = Elements<P>::beside;
+  static constexpr bool has_beside = beside_bytes != 0;
 
-  static constexpr int vector = 16 / largest(sizeof(P), sizeof(G), sizeof(S)...);
+  const Row<Rule, T> row;
+  const Randomness randomness;
+  const long long first;  // the number of the first element in the whole parameter
+  Element* param;
+  const G* grad;
+  void* slot[Rule::slots + 2];  // what lies beside the parameter after those in use
+
+  static constexpr int vector = 16 / largest(sizeof(Element), sizeof(G), beside_bytes, sizeof(S)...);
 
   // Loads `width` neighbours to registers, updates each, stores once. Bits tell which arrays are
-  // aligned there: the parameter, the gradient, the slots.
+  // aligned there: the parameter, what lies beside it, the gradient, the slots.
   template <int width>
   __device__ __forceinline__ void update(int i, unsigned aligned) const {
-    Pack<P, width> p = load<width>(param + i, aligned & 1);
-    const Pack<G, width> g = load<width>(grad + i, aligned & 2);
+    Param<width, P> p;
+    p.load_from(param, slot[Rule::used], i, aligned, randomness, first + i);
+    const Pack<G, width> g = load<width>(grad + i, aligned & 4);
     Slots<width, S...> s;
-    s.load_from(slot, i, aligned >> 2);
+    s.load_from(slot, i, aligned >> 3, randomness, first + i);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      T value = T(p.at[j]), gradient = T(g.at[j]);
+      T value = p.template get<T>(j), gradient = value_of<T>(g.at[j]);
       T state[Rule::slots + 1] = {};
       s.get(state, j);
       row.frame(value, gradient);
       apply(row.rule, value, gradient, state);
-      p.at[j] = P(value);
-      s.set(state, j);
+      p.put(j, value);
+      s.put(state, j);
     }
-    store<width>(param + i, p, aligned & 1);
-    s.store_to(slot, i, aligned >> 2);
+    p.store_to(param, slot[Rule::used], i, aligned);
+    s.store_to(slot, i, aligned >> 3);
   }
 
   // How many elements an array is past the last multiple of a vector.
-  template <typename A>
-  static __device__ __forceinline__ int phase(const void* array) {
-    return int(reinterpret_cast<unsigned long long>(array) / sizeof(A) % vector);
+  static __device__ __forceinline__ int phase(const void* array, int bytes) {
+    return int(reinterpret_cast<unsigned long long>(array) / bytes % vector);
   }
 
   // Vectors begin where two of parameter, gradient and first slot are aligned, or else that slot.
   __device__ void run(int count) const {
-    int first = phase<P>(param), k = 0;
-    if (phase<G>(grad) != first) ((first = k++ ? first : phase<S>(slot[0])), ...);
-    unsigned aligned = unsigned(phase<P>(param) == first) | unsigned(phase<G>(grad) == first) << 1;
+    int begin = phase(param, sizeof(Element)), k = 0;
+    if (phase(grad, sizeof(G)) != begin) {
+      ((begin = k++ ? begin : phase(slot[0], sizeof(S))), ...);
+      if constexpr (has_beside && sizeof...(S) == 0) begin = phase(slot[0], beside_bytes);
+    }
+    unsigned aligned = unsigned(phase(param, sizeof(Element)) == begin) |
+                       unsigned(phase(grad, sizeof(G)) == begin) << 2;
+    if constexpr (has_beside)
+      aligned |= unsigned(phase(slot[Rule::used], beside_bytes) == begin) << 1;
     k = 0;
-    ((aligned |= unsigned(phase<S>(slot[k]) == first) << (2 + k), ++k), ...);
+    ((aligned |= unsigned(phase(slot[k], sizeof(S)) == begin) << (3 + k), ++k), ...);
 
-    const int head = min((vector - first) % vector, count);
+    const int head = min((vector - begin) % vector, count);
     const int body = (count - head) / vector * vector;
 #pragma unroll 1
     for (int i = threadIdx.x; i < count - body; i += kThreads)
@@ -203,25 +327,33 @@ template <class R, typename... S>
 struct Stored {
   using Rule = R;
 
-  template <typename T, typename P, typename G>
-  static __device__ __forceinline__ void run(const Argument<Rule::slots>& argument, const Chunk& chunk,
-                                             const Tensor<Rule::slots>& tensor, const void* grad, int row) {
-    Step<Rule, T, P, G, S...> step{argument.template row<Row<Rule, T>>(row),
-                                   static_cast<P*>(tensor.array[0]) + chunk.start,
-                                   static_cast<const G*>(grad) + chunk.start,
-                                   {}};
+  template <typename T, typename P, typename G, int arrays>
+  static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
+                                             const Tensor<arrays>& tensor, const void* grad, int row) {
+    using Own = Step<Rule, T, P, G, S...>;
+    const Row<Rule, T> own = argument.template row<Row<Rule, T>>(row);
+    Own step{own,
+             {argument.seed, own.count(), tensor.stream},
+             tensor.first + chunk.start,
+             static_cast<typename Own::Element*>(tensor.array[0]) + chunk.start,
+             static_cast<const G*>(grad) + chunk.start,
+             {}};
     int k = 0;
     ((step.slot[k] = static_cast<S*>(tensor.array[1 + k]) + chunk.start, ++k), ...);
+    if constexpr (Own::has_beside)
+      step.slot[k] = static_cast<char*>(tensor.array[1 + k]) + chunk.start * Own::beside_bytes;
     step.run(chunk.count);
   }
 };
 
+// How many arrays a tensor may have beside its gradient.
+template <class Rule, typename P>
+constexpr int kArrays = 1 + Rule::slots + (Elements<P>::beside != 0);
+
 // Runs the chunk with the rule at position `index`; the whole block takes the same branch.
-template <int index, typename T, typename P, typename G, class First, class... Others>
-__device__ __forceinline__ void dispatch(const Argument<First::Rule::slots>& argument,
-                                         const Chunk& chunk,
-                                         const Tensor<First::Rule::slots>& tensor, const void* grad,
-                                         int row) {
+template <int index, typename T, typename P, typename G, class First, class... Others, int arrays>
+__device__ __forceinline__ void dispatch(const Argument<arrays>& argument, const Chunk& chunk,
+                                         const Tensor<arrays>& tensor, const void* grad, int row) {
   if constexpr (sizeof...(Others) > 0) {
     if (tensor.variant != index)
       return dispatch<index + 1, T, P, G, Others...>(argument, chunk, tensor, grad, row);
@@ -233,10 +365,10 @@ __device__ __forceinline__ void dispatch(const Argument<First::Rule::slots>& arg
 // that the step needs, all of one family with the same scalars and slots.
 template <typename T, typename P, typename G, class First, class... Others>
 __global__ void __launch_bounds__(kThreads)
-    fused_step(const __grid_constant__ Argument<First::Rule::slots> argument) {
+    fused_step(const __grid_constant__ Argument<kArrays<typename First::Rule, P>> argument) {
   const Chunk chunk = argument.chunks[blockIdx.x];
   // All under way before any is waited for.
-  const Tensor<First::Rule::slots> tensor = argument.tensors[chunk.tensor];
+  const auto tensor = argument.tensors[chunk.tensor];
   const void* grad = argument.grads[chunk.tensor];
   const int row = argument.rows[chunk.tensor];
   if (!grad) return;

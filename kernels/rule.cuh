@@ -20,6 +20,13 @@ template <class Rule, typename T>
 struct Row {
   Frame<T> frame;
   Rule rule;
+  T steps;  // taken before this one: the bits of an unsigned
+
+  __device__ __forceinline__ unsigned count() const {
+    unsigned bits;
+    memcpy(&bits, &steps, sizeof(bits));
+    return bits;
+  }
 };
 
 // Neighbouring elements of one tensor.
@@ -29,10 +36,12 @@ struct Chunk {
   int count;
 };
 
-template <int slots>
+template <int arrays>
 struct Tensor {
-  void* array[1 + slots];  // the parameter, then its slots
-  long long variant;       // which of the kernel's rules
+  void* array[arrays];  // the parameter, the slots in use, and what holds its exact value with it
+  long long first;      // the number of its first element, if it is a part of a parameter
+  int variant;          // which of the kernel's rules
+  unsigned stream;      // of random bits
 };
 
 // The larger of two, and NaN if either is: fmax would hide it.

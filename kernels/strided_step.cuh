@@ -11,25 +11,27 @@ struct Strides {
   long long stride[kMaxRank];  // bytes from one element to the next, along each axis
 };
 
-template <class Rule, typename T>
+template <class Rule, typename T, int arrays>
 struct StridedTensor {
   long long size;
   long long rank;
   long long extent[kMaxRank];
-  Strides array[2 + Rule::used];  // parameter, gradient, slots
+  unsigned long long seed;
+  unsigned long long stream;
+  Strides array[arrays];  // parameter, gradient, slots, and what lies beside the parameter
   Row<Rule, T> row;
 
   // Sets where element `index` lies in each array. Narrow indices divide several times as fast.
   template <typename Index>
-  __device__ __forceinline__ void locate(Index index, char* (&place)[2 + Rule::used]) const {
+  __device__ __forceinline__ void locate(Index index, char* (&place)[arrays]) const {
 #pragma unroll
-    for (int k = 0; k < 2 + Rule::used; ++k) place[k] = array[k].data;
+    for (int k = 0; k < arrays; ++k) place[k] = array[k].data;
 #pragma unroll 1
     for (int axis = int(rank) - 1; axis >= 0; --axis) {
       const Index rest = axis ? index / Index(extent[axis]) : 0;
       const long long position = index - rest * Index(extent[axis]);
 #pragma unroll
-      for (int k = 0; k < 2 + Rule::used; ++k) place[k] += position * array[k].stride[axis];
+      for (int k = 0; k < arrays; ++k) place[k] += position * array[k].stride[axis];
       index = rest;
     }
   }
@@ -38,23 +40,33 @@ struct StridedTensor {
 // T computes; P, G and S are what parameter, gradient and slots are stored as.
 template <typename T, typename P, typename G, class Rule, typename... S>
 __global__ void __launch_bounds__(kThreads)
-    strided_step(const __grid_constant__ StridedTensor<Rule, T> tensor) {
+    strided_step(const __grid_constant__
+                 StridedTensor<Rule, T, 2 + Rule::used + (Elements<P>::beside != 0)> tensor) {
   const long long index = (long long)(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= tensor.size) return;
-  char* place[2 + Rule::used];
+  char* place[2 + Rule::used + (Elements<P>::beside != 0)];
   if (tensor.size >> 32)
     tensor.locate(static_cast<unsigned long long>(index), place);
   else
     tensor.locate(static_cast<unsigned>(index), place);
 
-  P& param = *reinterpret_cast<P*>(place[0]);
-  T value = T(param), gradient = T(*reinterpret_cast<const G*>(place[1]));
+  using Element = typename Elements<P>::type;
+  const Randomness randomness{tensor.seed, tensor.row.count(), unsigned(tensor.stream)};
+  Param<1, P> param;
+  Slots<1, S...> slots;
+  void* slot[Rule::slots + 2] = {};
+#pragma unroll
+  for (int k = 2; k < int(sizeof(place) / sizeof(*place)); ++k) slot[k - 2] = place[k];
+  Element* const stored = reinterpret_cast<Element*>(place[0]);
+  param.load_from(stored, slot[Rule::used], 0, 0, randomness, index);
+  slots.load_from(slot, 0, 0, randomness, index);
+  T value = param.template get<T>(0), gradient = value_of<T>(*reinterpret_cast<const G*>(place[1]));
   T state[Rule::slots + 1] = {};
-  int k = 0;
-  ((state[k] = T(*reinterpret_cast<S*>(place[2 + k])), ++k), ...);
+  slots.get(state, 0);
   tensor.row.frame(value, gradient);
   apply(tensor.row.rule, value, gradient, state);
-  param = P(value);
-  k = 0;
-  ((*reinterpret_cast<S*>(place[2 + k]) = S(state[k]), ++k), ...);
+  param.put(0, value);
+  slots.put(state, 0);
+  param.store_to(stored, slot[Rule::used], 0, 0);
+  slots.store_to(slot, 0, 0);
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import importlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def find(name: str, suffix: str) -> Entry | None:
         return None
     path = folder / f"{name}{suffix}"
     try:
-        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        record = _json().loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         if record["sha256"] == _digest(path.read_bytes()):
             return Entry(path, {str(k): str(v) for k, v in record["notes"].items()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -104,7 +104,7 @@ def keep(name: str, suffix: str, content: bytes, notes: Mapping[str, str]) -> En
     folder = directory()
     if folder is None:
         return None
-    record = json.dumps({"sha256": _digest(content), "notes": dict(notes)}).encode()
+    record = _json().dumps({"sha256": _digest(content), "notes": dict(notes)}).encode()
     path = folder / f"{name}{suffix}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,3 +130,8 @@ def _write(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             Path(fresh).unlink()
         raise
+
+
+def _json() -> Any:
+    """Return the module, which importing the package need not wait for."""
+    return importlib.import_module("json")

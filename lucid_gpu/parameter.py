@@ -6,7 +6,9 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from lucid_gpu.device import gpu, gradient_table, keep, transfer
 from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
@@ -23,6 +25,14 @@ def latest_changes() -> tuple[object, object]:
     return _latest_data, _latest_grad
 
 
+def gradient_dtypes(dtype: np.dtype[Any]) -> list[np.dtype[Any]]:
+    """Return the dtypes that the gradients of a parameter may have: its own first."""
+    single, halves = np.dtype(np.float32), (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
+    if dtype == single:
+        return [single, *halves]
+    return [dtype, single] if dtype in halves else [dtype]
+
+
 class Parameter:
     """An array to be optimized, with its gradient.
 
@@ -35,10 +45,14 @@ class Parameter:
         name: the name under which errors, ``repr`` and state dicts speak of it.
         device: ``"cpu"`` or ``"cuda:N"``; None leaves an array where it is and puts a list on the
             host. An array that lives elsewhere is copied there.
+        grad_dtype: the dtype that gradients must have; None for that of ``data``. A float32
+            parameter takes gradients of float32, bfloat16 or float16, one of bfloat16 or float16
+            also those of float32, each other parameter those of its own dtype.
 
     Raises:
         TypeError: ``data`` is none of these, or ``name`` is neither None nor a string.
-        ValueError: ``data`` is a ragged list, or ``device`` is unknown.
+        ValueError: ``data`` is a ragged list, ``device`` is unknown, or ``grad_dtype`` is none
+            that the parameter takes.
         lucid_gpu.device.DeviceUnavailableError: ``device`` names a GPU that cannot be used.
 
     Example:
@@ -55,6 +69,7 @@ class Parameter:
         requires_grad: bool = True,
         name: str | None = None,
         device: str | None = None,
+        grad_dtype: npt.DTypeLike | None = None,
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, not {name!r}")
@@ -65,6 +80,8 @@ class Parameter:
         self._grad: Any = None
         self._requires_grad = bool(requires_grad)
         self._stays = False
+        self._grad_dtype: np.dtype[Any] | None = None
+        self.grad_dtype = grad_dtype
         if device is not None:
             self.to(device)
 
@@ -99,13 +116,36 @@ class Parameter:
                     f"{self._label()} has requires_grad=False and takes no gradient: "
                     "set requires_grad=True to train it"
                 )
-            if not (isinstance(self._data, str) or are_alike(value, self._data)):
+            is_text = isinstance(self._data, str)
+            if not (is_text or are_alike(value, self._data, self._grad_dtype)):
                 value = self._fitting("grad", value)
         if self._stays:
             with gpu.on(self.device):
                 self._grad[...] = 0 if value is None else value
         else:
             self._set_grad(value)
+
+    @property
+    def grad_dtype(self) -> np.dtype[Any] | None:
+        """The dtype that a gradient must have; None for that of ``data``.
+
+        Setting it drops a gradient of another dtype.
+        """
+        return self._grad_dtype
+
+    @grad_dtype.setter
+    def grad_dtype(self, value: Any) -> None:
+        dtype = None if value is None else np.dtype(value)
+        if dtype is not None:
+            taken = [] if self.is_text else gradient_dtypes(self.dtype)
+            if dtype not in taken:
+                raise ValueError(
+                    f"grad_dtype of {self._label()} must be None or one of "
+                    f"{', '.join(map(str, taken))}, not {dtype}"
+                )
+        self._grad_dtype = dtype
+        if self._grad is not None and self._grad.dtype != (dtype or self.dtype):
+            self.grad = None
 
     @property
     def requires_grad(self) -> bool:
@@ -250,9 +290,15 @@ class Parameter:
             raise TypeError(
                 f"{what} of {self._label()} must be a NumPy or CuPy array, not {kind_of(value)}"
             )
+        dtype, cast = self.dtype, f"cast it with .astype({self.dtype.name!r})"
+        if what == "grad":
+            if self._grad_dtype is not None:
+                dtype, cast = self._grad_dtype, f"cast it with .astype({self._grad_dtype.name!r})"
+            elif array.dtype in gradient_dtypes(dtype):
+                cast += f", or set grad_dtype={array.dtype.name!r}"
         for attribute, have, want, remedy in (
             ("shape", array.shape, self.shape, "reshape it"),
-            ("dtype", array.dtype, self.dtype, f"cast it with .astype({self.dtype.name!r})"),
+            ("dtype", array.dtype, dtype, cast),
             ("device", device_of(array), self.device, f"copy it to {self.device!r}"),
         ):
             if have != want:

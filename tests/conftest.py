@@ -19,7 +19,7 @@ import pytest
 import lucid_gpu
 from lucid_gpu.device import gpu
 from lucid_gpu.execution import building, plan, strided
-from lucid_gpu.execution.sources import joined
+from lucid_gpu.execution.sources import step_source
 from tests import emulation, rules
 from tests.emulation import nvrtc
 from tests.emulation.compiler import COMPILER
@@ -78,7 +78,7 @@ def _kernels_are_compiled_together() -> None:
     for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
         kinds, storage = rules.variants(rule), rules.storage(rule, dtype)
         fused = [plan.kernel_name(rule.rule, [kind], storage) for kind in kinds]
-        COMPILER.expect(joined("rule", rule.kernel, "fused_step"), nvrtc.entries(fused))
+        COMPILER.expect(step_source(rule.kernel, "fused_step"), nvrtc.entries(fused))
         single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
 

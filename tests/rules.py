@@ -16,6 +16,7 @@ from lucid_gpu import Parameter, optim
 from lucid_gpu.execution.rule import Storage
 from lucid_gpu.optim import FusedOptimizer
 from lucid_gpu.optim.core import tensors
+from lucid_gpu.optim.core.fused import FRAME_DEFAULTS
 
 DTYPES = [dtype.name for dtype in tensors.DTYPES]
 TRIAL = 0.25
@@ -85,7 +86,9 @@ def option_sets(rule: type[FusedOptimizer]) -> dict[Kind, list[dict[str, Any]]]:
     Options are tried at their default, at 0 and at a value in bounds; the first of a kind is
     the one nearest to the defaults, the last has as many options as can be away from them.
     """
-    parameters = list(inspect.signature(rule).parameters.values())[1:]
+    # What arrays are stored as changes no rule: test_storage and test_mixed look at that.
+    _, *known = inspect.signature(rule).parameters.values()
+    parameters = [each for each in known if each.name not in {*FRAME_DEFAULTS} - {"maximize"}]
     tries = [_tries(rule, parameter) for parameter in parameters]
     found: dict[Kind, list[dict[str, Any]]] = {}
     for values in itertools.product(*tries):

@@ -50,12 +50,18 @@ def address(array: Array) -> int:
     return int(array.data.ptr) if is_cupy(array) else int(array.ctypes.data)
 
 
-def are_alike(array: Any, other: Array) -> bool:
-    """Say whether two arrays have the same type, shape, dtype and device."""
+def are_alike(array: Any, other: Array, dtype: np.dtype[Any] | None = None) -> bool:
+    """Say whether two arrays have the same type, shape, device and dtype.
+
+    Args:
+        array: the one.
+        other: the other.
+        dtype: that the first must have; None for that of the other.
+    """
     return (
         type(array) is type(other)
         and array.shape == other.shape
-        and array.dtype == other.dtype
+        and array.dtype == (other.dtype if dtype is None else dtype)
         and (type(array) in PLAIN or array.data.device_id == other.data.device_id)
     )
 

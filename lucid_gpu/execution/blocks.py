@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device.arrays import C_ORDER, contiguity
-from lucid_gpu.execution import packs, threads, twin
+from lucid_gpu.execution import formats, packs, plan, threads, twin
 from lucid_gpu.execution.plan import TensorGroup, common_layout
 
 THREAD_ELEMENTS = 1 << 15
@@ -81,7 +83,7 @@ class NumpyStep:
             self._grads = []
 
     def _layout(self, tensor: int) -> int:
-        return common_layout(self._tensors.arrays(tensor))
+        return common_layout(self._tensors.arrays(tensor)) & self._tensors.orders
 
     def _may_pack(self, tensor: int) -> bool:
         is_small = (
@@ -150,15 +152,34 @@ class _Block:
         self._param, *self._slots = map(self._cut, tensors.arrays(tensor))
 
     def run(self, grads: Sequence[Any], rows: twin.RowValues) -> None:
-        stored = [self._param, self._cut(grads[self._tensor]), *self._slots]
-        if self._tensors.storage.is_uniform:
-            twin.update(self._tensors, self._variant, rows[self.row], stored)
+        storage = self._tensors.storage
+        grad = self._cut(grads[self._tensor])
+        if storage.is_uniform:
+            arrays = [self._param, grad, *self._slots]
+            twin.update(self._tensors, self._variant, rows[self.row], arrays)
             return
-        computed = [array.astype(self._tensors.storage.compute) for array in stored]
-        twin.update(self._tensors, self._variant, rows[self.row], computed)
-        param, _, *slots = computed
-        for array, values in zip((self._param, *self._slots), (param, *slots), strict=True):
-            array[...] = values
+        stored = formats.Stored(storage, self._param, self._slots)
+        slots = [formats.values(slot, storage.compute) for slot in stored.slots]
+        param, grad = stored.param(), formats.values(grad, storage.compute)
+        twin.update(self._tensors, self._variant, rows[self.row], [param, grad, *slots])
+        stored.write(param, slots, partial(self._random, rows))
+
+    def _random(self, rows: twin.RowValues, position: int) -> formats.Bits:
+        """Return the random bits of the parameter, at position 0, or of a slot in use."""
+        tensors, shape = self._tensors, self._param.shape
+        number = plan.random_number(tensors.rule, self._variant, position)
+        stream = tensors.streams[self._tensor] + number
+        whole = tensors.params[self._tensor]
+        if self._flat:
+            elements = np.arange(self._region.start, self._region.stop)
+        else:
+            elements = np.zeros(shape, np.int64)
+            for axis, part in enumerate(self._region):
+                step = math.prod(whole.shape[axis + 1 :])
+                along = step * np.arange(part.start, part.stop)
+                elements += along.reshape(-1, *[1] * (len(shape) - axis - 1))
+        steps = rows.steps(self.row)
+        return formats.random_bits(tensors.seed, steps, stream, elements.reshape(-1)).reshape(shape)
 
     def _cut(self, array: Any) -> Any:
         return (_flatten(array) if self._flat else array)[self._region]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lucid_gpu.execution import plan, threads
 from lucid_gpu.execution.plan import TensorGroup
-from lucid_gpu.execution.sources import joined
+from lucid_gpu.execution.sources import step_source
 
 CHUNK_ELEMENTS = 1 << 15
 """Elements of a chunk: what a thread updates with one row of scalars before it looks for more."""
@@ -29,7 +29,7 @@ THREAD_ELEMENTS = 1 << 17
 """Elements below which another thread costs more than it saves."""
 
 ARGUMENT = np.dtype(
-    [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "shares")]
+    [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "seed", "shares")]
     + [("count", "i4"), ("next", "i4")]
 )
 """What compiled code is called with: ``Argument`` of ``kernels/host_step.cuh``."""
@@ -52,10 +52,10 @@ HEAD_BYTES = object.__basicsize__
 def source(tensors: TensorGroup) -> str:
     """Return the text whose library steps some tensors."""
     rule, storage = tensors.rule, tensors.storage
-    types = [plan.c_type(dtype) for dtype in (storage.compute, storage.param, storage.grad)]
+    types = plan.storage_types(storage)
     types += [plan.stored(rule, kind, storage) for kind in plan.distinct_variants(tensors)]
     entry = f"host_step<{', '.join(types)}>(*argument)"
-    text = joined("rule", rule.kernel, "host_step")
+    text = step_source(rule.kernel, "host_step")
     return f'{text}\nextern "C" void step(Argument* argument) {{ {entry}; }}\n'
 
 
@@ -86,20 +86,21 @@ class CompiledStep:
         for name, array in {**kept, "shares": self._shares}.items():
             self._argument[name] = array.ctypes.data
         self._argument["count"] = len(self._shares) - 1
+        self._argument["seed"] = tensors.seed
         self._elements = 0
         self.renew(range(count))
 
     def renew(self, tensors: Sequence[int]) -> None:
         """Look anew at the arrays of some tensors."""
         arrays = [self._tensors.arrays(tensor) for tensor in tensors]
-        width = 1 + self._tensors.rule.width
+        width = self._plan.tensors["array"].shape[1]
         padded = (own + (None,) * (width - len(own)) for own in arrays)
         addresses, layouts = self.look(identities(list(chain.from_iterable(padded))))
         numbers = np.array(tensors, np.intp)
         self._plan.tensors["array"][numbers] = addresses.reshape(-1, width)
         layouts[layouts == 0] = plan.ALL_LAYOUTS  # a slot that is not in use fits any
         common = np.bitwise_and.reduce(layouts.reshape(-1, width), axis=1)
-        self._layouts[numbers] = common & plan.DENSE
+        self._layouts[numbers] = common & self._tensors.orders
 
     def look(
         self, arrays: npt.NDArray[np.uint64]

@@ -14,9 +14,9 @@ from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.device.keep import MadeOn, Use
 from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution.plan import DENSE, THREADS, Plan, TensorGroup
+from lucid_gpu.execution.plan import THREADS, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import joined
+from lucid_gpu.execution.sources import step_source
 from lucid_gpu.execution.strided import StridedLaunches
 
 RECORD_STAGE_BYTES = 1 << 12
@@ -45,6 +45,7 @@ class CudaExecutor:
     ) -> None:
         self._home = device_of(tensors.params[0])
         self._tensors = tensors
+        self._orders = tensors.orders
         self._use = Use(self._home, made)
         count = len(tensors.params)
         self._arrays = [tensors.arrays(tensor) for tensor in range(count)]
@@ -52,7 +53,7 @@ class CudaExecutor:
         self._layouts = np.zeros(count, np.uint8)
         self._read_layouts(range(count))
         layouts = np.array([_layout(grad) for grad in grads], np.uint8)
-        self._is_dense = self._match(layouts, self._layouts != STRIDED)
+        self._is_dense = self._match(layouts, (self._layouts & self._orders) != 0)
         self._dense = np.flatnonzero(self._is_dense)
         self._strided = np.flatnonzero(~self._is_dense)
         with gpu.on(self._home):
@@ -87,7 +88,7 @@ class CudaExecutor:
         """Look anew at the arrays of some tensors; False if that asks for a new executor."""
         self._read_layouts(tensors)
         own = np.array(tensors, np.intp)
-        if not ((self._layouts[own] & DENSE) != 0)[self._is_dense[own]].all():
+        if not ((self._layouts[own] & self._orders) != 0)[self._is_dense[own]].all():
             return False
         self._use.let_go([self._arrays[tensor] for tensor in tensors])
         for tensor in tensors:
@@ -165,7 +166,7 @@ class CudaExecutor:
             layouts: of the gradients.
             otherwise: the answer for tensors without a gradient.
         """
-        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts & DENSE) != 0
+        is_dense: npt.NDArray[np.bool_] = (self._layouts & layouts & self._orders) != 0
         return np.where(layouts == ABSENT, otherwise, is_dense)
 
 
@@ -199,6 +200,7 @@ class FusedLaunch:
         self._by_value = self._argument.view(f"V{_plan.ARGUMENT.itemsize}")
         self._argument["chunks"] = self._chunks.data.ptr
         self._argument["tensors"] = self._records.device.data.ptr
+        self._argument["seed"] = tensors.seed
         self._kernel = _compiled(tensors.rule, tensors.storage, tuple(plan.kinds))
         self._blocks = len(plan.chunks)
         self._make_table(1)
@@ -329,5 +331,5 @@ class FusedLaunch:
 
 def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...]) -> Any:
     """Return the kernel for some variants of a rule, compiled at the first call."""
-    source = joined("rule", rule.kernel, "fused_step")
+    source = step_source(rule.kernel, "fused_step")
     return kernels.kernel(source, _plan.kernel_name(rule, kinds, storage))

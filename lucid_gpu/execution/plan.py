@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device.arrays import C_ORDER, F_ORDER, STRIDED, contiguity
-from lucid_gpu.execution.rule import FrameScalars, Rule, Storage, Variant
+from lucid_gpu.execution.rule import BFLOAT16, FrameScalars, Rule, Storage, Variant
 
 DENSE = C_ORDER | F_ORDER
+
+C_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Float16"}
 
 ALL_LAYOUTS = STRIDED | DENSE
 """The layout of an array that is nowhere in the way."""
@@ -28,7 +30,7 @@ CHUNK_ELEMENTS = 4096
 THREADS = 256
 """Threads per block: ``kThreads`` of ``fused_step.cuh``."""
 
-CARRIED_BYTES = 2560
+CARRIED_BYTES = 2816
 """How many bytes of scalars a launch carries itself: 64 rows of Adam in float32."""
 
 CHUNK = np.dtype([("start", "i8"), ("tensor", "i4"), ("count", "i4")])
@@ -40,6 +42,7 @@ ARGUMENT = np.dtype(
         ("grads", "u8"),
         ("rows", "u8"),
         ("table", "u8"),
+        ("seed", "u8"),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )
@@ -54,9 +57,11 @@ class TensorGroup:
         rule: what updates them.
         storage: the dtypes of their arrays.
         params: the arrays to update.
-        slots: the slots of each that its variant uses, in that order; None where a tensor never
-            had a gradient, so that none were made.
+        slots: the slots of each that its variant uses, in that order, and what the frame keeps
+            beside the parameter; None where a tensor never had a gradient, so that none were made.
         variants: the variant of each.
+        streams: the number of the random bits of each, a multiple of 256; zeros by default.
+        seed: of all random bits.
     """
 
     rule: Rule
@@ -64,6 +69,11 @@ class TensorGroup:
     params: list[Any]
     slots: list[tuple[Any, ...] | None]
     variants: list[Any]
+    streams: Sequence[int] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.streams = list(self.streams) or [0] * len(self.params)
 
     def select(self, indices: npt.NDArray[np.intp]) -> TensorGroup:
         """Return some of the tensors."""
@@ -73,11 +83,21 @@ class TensorGroup:
             [self.params[i] for i in indices],
             [self.slots[i] for i in indices],
             [self.variants[i] for i in indices],
+            [self.streams[i] for i in indices],
+            self.seed,
         )
 
     def arrays(self, tensor: int) -> tuple[Any, ...]:
         """Return the parameter of a tensor and the slots that it has."""
         return (self.params[tensor], *(self.slots[tensor] or ()))
+
+    @property
+    def orders(self) -> int:
+        """The orders of contiguous arrays in which tensors can be flattened.
+
+        Random bits belong to elements as they are numbered in C order.
+        """
+        return C_ORDER if self.storage.rounds else DENSE
 
 
 class Plan(NamedTuple):
@@ -94,15 +114,18 @@ class Plan(NamedTuple):
     kinds: list[Any]
 
 
-def tensor_record(rule: Rule) -> np.dtype[Any]:
-    """Return the record type of ``Tensor`` for a rule."""
-    return np.dtype([("array", "u8", (1 + rule.width,)), ("variant", "i8")])
+def tensor_record(rule: Rule, storage: Storage) -> np.dtype[Any]:
+    """Return the record type of ``Tensor`` for a rule and what its arrays are stored as."""
+    arrays = 1 + rule.width + len(storage.beside)
+    return np.dtype(
+        [("array", "u8", (arrays,)), ("first", "i8"), ("variant", "i4"), ("stream", "u4")]
+    )
 
 
 def row_fields(rule: Rule) -> tuple[str, ...]:
-    """Return the names of the scalars of a row: the frame's, then the rule's, as its members."""
+    """Return the names of what is in a row: the frame's scalars, the rule's, and steps taken."""
     frame = [f"frame.{name}" for name in FrameScalars._fields]
-    return (*frame, *(f"rule.{name}" for name in rule.Scalars._fields))
+    return (*frame, *(f"rule.{name}" for name in rule.Scalars._fields), "steps")
 
 
 def row_record(rule: Rule, dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -172,10 +195,12 @@ def build(
     """
     kinds = distinct_variants(tensors)
     number = {variant: position for position, variant in enumerate(kinds)}
-    records = np.zeros(len(spans), tensor_record(tensors.rule))
+    records = np.zeros(len(spans), tensor_record(tensors.rule, tensors.storage))
     for position, own in enumerate(addresses):
         records["array"][position, : len(own)] = own
+    records["first"] = [span.start for span in spans]
     records["variant"] = [number[tensors.variants[span.tensor]] for span in spans]
+    records["stream"] = [tensors.streams[span.tensor] for span in spans]
     sizes = np.array([span.size for span in spans], np.int64)
     return Plan(records, cut(sizes, chunk_elements), kinds)
 
@@ -210,7 +235,8 @@ def misaligned(addresses: Sequence[int], itemsizes: Sequence[int]) -> list[int]:
     of 16 bytes costs itself its vectors, and no other array.
 
     Args:
-        addresses: of the parameter, the gradient, and the slots in use.
+        addresses: of the parameter, the gradient, the slots in use, and what lies beside the
+            parameter.
         itemsizes: of their elements, in bytes.
 
     Returns:
@@ -229,7 +255,26 @@ def misaligned(addresses: Sequence[int], itemsizes: Sequence[int]) -> list[int]:
 
 def c_type(dtype: npt.DTypeLike) -> str:
     """Return the C++ type of elements of a dtype."""
-    return {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
+    return C_TYPES[np.dtype(dtype).name]
+
+
+def param_type(storage: Storage) -> str:
+    """Return the C++ type that says how a parameter is stored."""
+    if storage.master == "split":
+        return "Split"
+    if storage.master == "float32":
+        return f"Mastered<{c_type(storage.param)}>"
+    return slot_type(storage.param, 0)
+
+
+def slot_type(dtype: npt.DTypeLike, number: int) -> str:
+    """Return the C++ type of elements that are written; those of 16 bits are rounded at random.
+
+    Args:
+        dtype: of the elements.
+        number: by which the random bits of arrays of one parameter are told apart.
+    """
+    return f"Rounded<{number}>" if np.dtype(dtype) == BFLOAT16 else c_type(dtype)
 
 
 def functor(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> str:
@@ -248,14 +293,38 @@ def functor(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> str:
 
 def stored(rule: Rule, variant: Any, storage: Storage) -> str:
     """Return the C++ type of a variant together with what its slots are stored as."""
-    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
-    slots = [c_type(dtype_of[name]) for name in rule.used_slots(variant)]
-    return f"Stored<{', '.join([functor(rule, variant, storage.compute), *slots])}>"
+    types = [functor(rule, variant, storage.compute), *slot_types(rule, variant, storage)]
+    return f"Stored<{', '.join(types)}>"
+
+
+def slot_types(rule: Rule, variant: Any, storage: Storage) -> list[str]:
+    """Return the C++ types of the slots of a variant."""
+    dtypes = [storage.used(rule, variant)[name] for name in rule.used_slots(variant)]
+    return [
+        slot_type(dtype, random_number(rule, variant, 1 + position))
+        for position, dtype in enumerate(dtypes)
+    ]
+
+
+def random_number(rule: Rule, variant: Any, position: int) -> int:
+    """Return by which number the random bits of an array are told from others of its parameter.
+
+    Args:
+        rule: the rule.
+        variant: the choice of its switches.
+        position: 0 for the parameter, then the slots in use.
+    """
+    return 1 + rule.slots.index(rule.used_slots(variant)[position - 1]) if position else 0
+
+
+def storage_types(storage: Storage) -> list[str]:
+    """Return the C++ types of what computes, of the parameter, and of the gradient."""
+    return [c_type(storage.compute), param_type(storage), c_type(storage.grad)]
 
 
 def kernel_name(rule: Rule, kinds: Sequence[Any], storage: Storage) -> str:
     """Return the name expression of the kernel for some variants of a rule."""
-    types = [c_type(dtype) for dtype in (storage.compute, storage.param, storage.grad)]
+    types = storage_types(storage)
     return f"fused_step<{', '.join([*types, *(stored(rule, kind, storage) for kind in kinds)])}>"
 
 

@@ -9,14 +9,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import ml_dtypes
 import numpy as np
 
 Variant: TypeAlias = Any
 """A NamedTuple with the choice of each switch of a rule."""
 
+NO_STEPS = 0.0
+"""Stands in a row for the bits of a step count, which only stochastic rounding reads."""
+
 DECAYS = ("none", "l2", "decoupled", "either")
 """What the frame makes of ``weight_decay``: nothing, one of two kinds, or the one that the option
 ``decoupled_weight_decay`` asks for."""
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+BESIDE: Mapping[str, Mapping[str, np.dtype[Any]]] = {
+    "none": {},
+    "float32": {"master": np.dtype(np.float32)},
+    "split": {"master_low": np.dtype(np.int16)},
+}
+"""The slot of each kind of master, and its dtype."""
 
 
 class FrameScalars(NamedTuple):
@@ -40,11 +54,15 @@ class Storage(NamedTuple):
         param: dtype of the parameter.
         grad: dtype of its gradient.
         slots: dtype of each slot of the rule, in the order of ``Rule.slots``.
+        master: where the exact value of a parameter of 16 bits is: ``"float32"`` in the slot
+            ``master``; ``"split"`` in the parameter and the slot ``master_low`` together;
+            ``"none"`` nowhere, or in the parameter itself if it is not of 16 bits.
     """
 
     param: np.dtype[Any]
     grad: np.dtype[Any]
     slots: tuple[np.dtype[Any], ...]
+    master: str = "none"
 
     @property
     def compute(self) -> np.dtype[Any]:
@@ -55,6 +73,22 @@ class Storage(NamedTuple):
     def is_uniform(self) -> bool:
         """Whether all arrays are stored as what computes."""
         return {self.param, self.grad, *self.slots} == {self.compute}
+
+    @property
+    def beside(self) -> Mapping[str, np.dtype[Any]]:
+        """The slot that the frame keeps beside the parameter, if there is one, and its dtype."""
+        return BESIDE[self.master]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether an array is rounded stochastically."""
+        alone = {self.param} if self.master == "none" else set()
+        return BFLOAT16 in {*alone, *self.slots}
+
+    def used(self, rule: Rule, variant: Variant) -> dict[str, np.dtype[Any]]:
+        """Return the slots of a variant in the order in which code takes them, and their dtypes."""
+        dtype_of = dict(zip(rule.slots, self.slots, strict=True))
+        return {**{name: dtype_of[name] for name in rule.used_slots(variant)}, **self.beside}
 
 
 def no_fills(options: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG001 - a rule's may
@@ -154,7 +188,9 @@ class Rule:
     def row(
         self, options: Mapping[str, Any], t: int, carry: tuple[float, ...], is_first: bool
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the scalars of a step, the frame's and the rule's, and the carry that it leaves.
+        """Return the row of a step, and the carry that it leaves.
+
+        The row has the scalars of the frame and of the rule, and a place for the steps taken.
 
         Args:
             options: of the tensor's group.
@@ -165,7 +201,7 @@ class Rule:
         compute = self.first_scalars if is_first else self.scalars
         frame = self.frame_scalars(options)
         if not self.carries:
-            return (*frame, *compute(options, t)), carry
+            return (*frame, *compute(options, t), NO_STEPS), carry
         names = [name for name, _ in self.carries]
         scalars, left = compute(options, t, dict(zip(names, carry, strict=True)))
-        return (*frame, *scalars), tuple(left[name] for name in names)
+        return (*frame, *scalars, NO_STEPS), tuple(left[name] for name in names)

@@ -24,6 +24,16 @@ def kernel_directory() -> Path:
     )
 
 
+def step_source(kernel: str | Path, *steps: str) -> str:
+    """Return the text of a rule and of what steps by it.
+
+    Args:
+        kernel: of the rule.
+        steps: names of the sources that follow it.
+    """
+    return joined("half", "rule", "stored", kernel, *steps)
+
+
 def joined(*kernels: str | Path) -> str:
     """Return the text of several sources as one, each named so that compilers report its lines.
 

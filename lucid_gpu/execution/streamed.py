@@ -142,7 +142,8 @@ class _StreamedLaunch(FusedLaunch):
     def _make_plan(self, tensors: TensorGroup) -> Plan:
         """Return the plan in which the spans of each window are tensors of their own."""
         cuda = gpu.cupy().cuda
-        itemsize = max(dtype.itemsize for dtype in tensors.storage.slots)
+        storage = tensors.storage
+        itemsize = max(d.itemsize for d in (*storage.slots, *storage.beside.values()))
         slots = max(1, *(len(own or ()) for own in tensors.slots))
         spans = [span for span in _plan.whole(tensors) if tensors.slots[span.tensor] is not None]
         capacity = max(_plan.CHUNK_ELEMENTS, WINDOW_BYTES // (slots * itemsize))
@@ -172,7 +173,7 @@ class _StreamedLaunch(FusedLaunch):
 class _VisitingLaunches(StridedLaunches):
     """The slots of one tensor after the other, as a whole, while the host waits."""
 
-    def _update(self, i: int, row: tuple[float, ...], slots: Sequence[Any]) -> None:
+    def _update(self, i: int, row: npt.NDArray[Any], slots: Sequence[Any]) -> None:
         home = device_of(self._tensors.params[i])
         visitors = [transfer.copy(slot, home) for slot in slots]
         super()._update(i, row, visitors)

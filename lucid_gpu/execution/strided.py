@@ -15,7 +15,7 @@ from lucid_gpu.device import kernels
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.plan import THREADS, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import joined
+from lucid_gpu.execution.sources import step_source
 
 MAX_RANK = 32
 """Axes of an array, at most, once neighbours are merged; CuPy's arrays have no more."""
@@ -27,7 +27,8 @@ class StridedLaunches:
     def __init__(self, tensors: TensorGroup) -> None:
         self._tensors = tensors
         self._launches = [
-            _Launch(tensors.rule, variant, tensors.storage) for variant in tensors.variants
+            _Launch(tensors, variant, stream)
+            for variant, stream in zip(tensors.variants, tensors.streams, strict=True)
         ]
         self._grads: list[Any] = [None] * len(tensors.params)
 
@@ -47,34 +48,38 @@ class StridedLaunches:
                 self._update(i, rows[row], self._tensors.slots[i] or ())
         self._grads = [None] * len(self._grads)
 
-    def _update(self, i: int, row: tuple[float, ...], slots: Sequence[Any]) -> None:
+    def _update(self, i: int, row: npt.NDArray[Any], slots: Sequence[Any]) -> None:
         self._launches[i].run((self._tensors.params[i], self._grads[i], *slots), row)
 
 
 class _Launch:
     """The launch for one tensor; its layout is worked out again only when strides change."""
 
-    def __init__(self, rule: Rule, variant: Any, storage: Storage) -> None:
+    def __init__(self, tensors: TensorGroup, variant: Any, stream: int) -> None:
+        rule, storage = tensors.rule, tensors.storage
         self._kernel = kernels.kernel(source(rule), kernel_name(rule, variant, storage))
-        record = tensor_record(rule, variant, storage.compute)
+        record = tensor_record(rule, variant, storage)
+        self._keeps_order = storage.rounds
         self._argument = np.zeros((), record)
+        self._argument["seed"] = tensors.seed
+        self._argument["stream"] = stream
         # Named as records, NumPy would describe each member anew at every launch.
         self._by_value = self._argument.view(f"V{record.itemsize}")
         self._strides: list[tuple[int, ...]] = []
 
-    def run(self, arrays: Sequence[Any], row: tuple[float, ...]) -> None:
+    def run(self, arrays: Sequence[Any], row: npt.NDArray[Any]) -> None:
         """Update a tensor: parameter, gradient, slots."""
         strides = [array.strides for array in arrays]
         if strides != self._strides:
             self._lay_out(arrays[0].shape, strides)
         self._argument["array"]["data"] = [array.data.ptr for array in arrays]
-        self._argument["row"] = tuple(row)
+        self._argument["row"] = row.view(self._argument["row"].dtype)[0]
         blocks = -(-arrays[0].size // THREADS)
         if blocks:
             self._kernel((blocks,), (THREADS,), (self._by_value,))
 
     def _lay_out(self, shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
-        extents, merged = merge_axes(shape, strides)
+        extents, merged = merge_axes(shape, strides, self._keeps_order)
         argument = self._argument
         argument["size"] = int(np.prod(shape))
         argument["rank"] = len(extents)
@@ -83,16 +88,18 @@ class _Launch:
         self._strides = strides
 
 
-def tensor_record(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the record type of ``StridedTensor`` for a variant that computes in a dtype."""
+def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
+    """Return the record type of ``StridedTensor`` for a variant and its storage."""
     array = np.dtype([("data", "u8"), ("stride", "i8", (MAX_RANK,))])
     return np.dtype(
         [
             ("size", "i8"),
             ("rank", "i8"),
             ("extent", "i8", (MAX_RANK,)),
-            ("array", array, (2 + len(rule.used_slots(variant)),)),
-            ("row", _plan.row_record(rule, dtype)),
+            ("seed", "u8"),
+            ("stream", "u8"),
+            ("array", array, (2 + len(storage.used(rule, variant)),)),
+            ("row", _plan.row_record(rule, storage.compute)),
         ],
         align=True,
     )
@@ -100,21 +107,18 @@ def tensor_record(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> np.dtype[An
 
 def kernel_name(rule: Rule, variant: Any, storage: Storage) -> str:
     """Return the name expression of the kernel for a variant of a rule."""
-    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
-    arrays = storage.compute, storage.param, storage.grad
-    slots = [dtype_of[name] for name in rule.used_slots(variant)]
     functor = _plan.functor(rule, variant, storage.compute)
-    types = [*map(_plan.c_type, arrays), functor, *map(_plan.c_type, slots)]
-    return f"strided_step<{', '.join(types)}>"
+    slots = _plan.slot_types(rule, variant, storage)
+    return f"strided_step<{', '.join([*_plan.storage_types(storage), functor, *slots])}>"
 
 
 def source(rule: Rule) -> str:
     """Return the text that has the kernels of a rule."""
-    return joined("rule", rule.kernel, "fused_step", "strided_step")
+    return step_source(rule.kernel, "fused_step", "strided_step")
 
 
 def merge_axes(
-    shape: tuple[int, ...], strides: Sequence[tuple[int, ...]]
+    shape: tuple[int, ...], strides: Sequence[tuple[int, ...]], keeps_order: bool = False
 ) -> tuple[list[int], list[list[int]]]:
     """Return the fewest axes along which arrays of one shape can be walked together.
 
@@ -124,6 +128,7 @@ def merge_axes(
     Args:
         shape: of the arrays.
         strides: of each array, in bytes.
+        keeps_order: True leaves the axes in their order, so that elements are counted in C order.
 
     Returns:
         The extents of the axes, outermost first, and for each array its strides along them.
@@ -135,7 +140,9 @@ def merge_axes(
     extents: list[int] = []
     columns: list[list[int]] = []
     axes = [axis for axis, extent in enumerate(shape) if extent != 1]
-    for axis in sorted(axes, key=lambda axis: -abs(strides[0][axis])):
+    if not keeps_order:
+        axes.sort(key=lambda axis: -abs(strides[0][axis]))
+    for axis in axes:
         extent, column = shape[axis], [own[axis] for own in strides]
         if columns and columns[-1] == [stride * extent for stride in column]:
             extents[-1] *= extent

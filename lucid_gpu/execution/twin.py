@@ -32,18 +32,23 @@ class RowValues:
         self._values = np.zeros((0, len(row_fields(tensors.rule))), self._dtype)
         self._rows: list[tuple[FrameScalars, Any]] = []
         self._is_idle: list[bool] = []
+        self._rounds = tensors.storage.rounds
+        self._steps: list[int] = []
 
     def set(self, rows: npt.NDArray[Any]) -> None:
         """Take the scalars of the next run."""
         if len(rows) > len(self._values):
             self._values = np.zeros((len(rows), self._values.shape[1]), self._dtype)
             # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
-            split = len(FrameScalars._fields)
+            split, scalars = len(FrameScalars._fields), len(self._rule.Scalars._fields)
             views = [[own[i, ...] for i in range(len(own))] for own in self._values]
             self._rows = [
-                (FrameScalars(*own[:split]), self._rule.Scalars(*own[split:])) for own in views
+                (FrameScalars(*own[:split]), self._rule.Scalars(*own[split : split + scalars]))
+                for own in views
             ]
         self._values[: len(rows)] = rows
+        if self._rounds:
+            self._steps = rows[:, -1].copy().view(np.uint32).tolist()
         frames = rows[:, : len(IDLE)].tolist()
         self._is_idle = [frame == IDLE for frame in frames]
 
@@ -51,6 +56,10 @@ class RowValues:
         """Return what the frame does, None if nothing, and the scalars of the rule."""
         frame, scalars = self._rows[row]
         return (None if self._is_idle[row] else frame), scalars
+
+    def steps(self, row: int) -> int:
+        """Return how many steps the tensors of a row have taken."""
+        return self._steps[row]
 
 
 def update(

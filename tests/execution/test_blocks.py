@@ -15,7 +15,7 @@ from lucid_gpu import Parameter
 from lucid_gpu.execution import blocks, twin
 from lucid_gpu.execution.blocks import NumpyStep
 from lucid_gpu.execution.plan import TensorGroup
-from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
+from lucid_gpu.execution.rule import NO_STEPS, FrameScalars, Rule, Storage
 from lucid_gpu.execution.threads import thread_count
 from lucid_gpu.optim import Adam
 
@@ -60,7 +60,11 @@ def count_into(params, rule=None):
     )
     step = NumpyStep(tensors)
     step.take_gradients([np.zeros_like(param) for param in params], np.ones(count, np.bool_))
-    step.run(np.array([(*FrameScalars(), 1.0)], dtype), np.zeros(count, np.int32), thread_count())
+    step.run(
+        np.array([(*FrameScalars(), 1.0, NO_STEPS)], dtype),
+        np.zeros(count, np.int32),
+        thread_count(),
+    )
 
 
 @pytest.fixture

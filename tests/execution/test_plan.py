@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lucid_gpu.execution import plan
 from lucid_gpu.execution.plan import TensorGroup, common_layout, cut
-from lucid_gpu.execution.rule import FrameScalars, Storage
+from lucid_gpu.execution.rule import BFLOAT16, FrameScalars, Storage
 from lucid_gpu.optim import SGD, Adam
 from tests import rules
 from tests.execution.claims import compiles, layout_claims
@@ -103,7 +103,10 @@ def test_arrays_are_dense_together_if_one_order_fits_all(orders, dense):
 def test_records_lie_as_the_structs_of_the_kernel(rule):
     compiles(rule, layout_claims(plan.CHUNK, "Chunk"))
     width = rule.rule.width
-    compiles(rule, layout_claims(plan.tensor_record(rule.rule), f"Tensor<{width}>"))
+    for dtype, master, arrays in (("f4", "none", 1), (BFLOAT16, "split", 2)):
+        own = np.dtype(dtype)
+        record = plan.tensor_record(rule.rule, Storage(own, own, (), master))
+        compiles(rule, layout_claims(record, f"Tensor<{width + arrays}>"))
     compiles(rule, layout_claims(plan.ARGUMENT, f"Argument<{width}>"))
     compiles(rule, [f"kThreads == {plan.THREADS}"])
 
@@ -116,7 +119,7 @@ def test_scalars_lie_as_the_members_of_a_row(rule, dtype):
     record = plan.row_record(rule.rule, dtype)
     claims = [f"(sizeof({row})) == {record.itemsize}"]
     members = [f"frame.{name}" for name in FrameScalars._fields]
-    members += [f"rule.{name}" for name in rule.Scalars._fields]
+    members += [*(f"rule.{name}" for name in rule.Scalars._fields), "steps"]
     for name, member in zip(record.names, members, strict=True):
         claims.append(
             f"(__builtin_offsetof(decltype({row}{{}}), {member})) == {record.fields[name][1]}"
@@ -126,7 +129,7 @@ def test_scalars_lie_as_the_members_of_a_row(rule, dtype):
 
 def test_a_rule_may_call_a_scalar_as_the_frame_calls_one():
     rule = dataclasses.replace(SGD.rule, Scalars=FrameScalars)
-    assert plan.row_record(rule, "float32").itemsize == 2 * 4 * len(FrameScalars._fields)
+    assert plan.row_record(rule, "float32").itemsize == 4 * (2 * len(FrameScalars._fields) + 1)
 
 
 @every_rule

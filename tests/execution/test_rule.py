@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from lucid_gpu.execution.rule import FrameScalars, Rule, Storage
+from lucid_gpu.execution.rule import NO_STEPS, FrameScalars, Rule, Storage
 
 
 class Scalars(NamedTuple):
@@ -85,20 +85,20 @@ def test_a_kind_of_decay_that_is_none_is_refused():
         replace(RULE, decay="L2")
 
 
-def test_a_row_is_the_scalars_of_the_frame_and_then_of_the_rule():
+def test_a_row_is_the_scalars_of_the_frame_and_of_the_rule_and_a_place_for_the_steps():
     row, left = RULE.row({**OPTIONS, "maximize": True}, 3, (), is_first=False)
-    assert row == (-1.0, 0.25, 1.0, 3, 0.5)
+    assert row == (-1.0, 0.25, 1.0, 3, 0.5, NO_STEPS)
     assert left == ()
 
 
 def test_the_first_row_has_scalars_of_its_own():
     row, _ = RULE.row(OPTIONS, 3, (), is_first=True)
-    assert row == (1.0, 0.25, 1.0, -3, 0.5)
+    assert row == (1.0, 0.25, 1.0, -3, 0.5, NO_STEPS)
 
 
 def test_carries_are_handed_over_by_name_and_kept_in_order():
     row, left = CARRYING.row({**OPTIONS, "maximize": True}, 3, (5.0, 7.0), is_first=False)
-    assert row == (-1.0, 0.25, 1.0, 5.0, 7.0)
+    assert row == (-1.0, 0.25, 1.0, 5.0, 7.0, NO_STEPS)
     assert left == (6.0, 17.0)
 
 

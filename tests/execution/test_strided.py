@@ -28,10 +28,12 @@ every_dtype = pytest.mark.parametrize("dtype", rules.DTYPES)
 def test_records_lie_as_the_structs_of_the_kernel(rule, dtype):
     claims = []
     for variant in rules.variants(rule):
-        record = strided.tensor_record(rule.rule, variant, dtype)
+        storage = rules.storage(rule, dtype)
+        record = strided.tensor_record(rule.rule, variant, storage)
         assert record.itemsize <= 4096  # what a launch takes
         functor = plan.functor(rule.rule, variant, dtype)
-        claims += layout_claims(record, f"StridedTensor<{functor}, {plan.c_type(dtype)}>")
+        arrays = 2 + len(storage.used(rule.rule, variant))
+        claims += layout_claims(record, f"StridedTensor<{functor}, {plan.c_type(dtype)}, {arrays}>")
         claims += layout_claims(record["array"].base, "Strides")
     compiles(rule, [*claims, f"kMaxRank == {strided.MAX_RANK}"])
 
@@ -55,10 +57,10 @@ def locate():
     """What the kernel makes of an index: the offset of an element, in one of two arrays."""
     variant = rules.variants(SGD)[0]
     functor = plan.functor(SGD.rule, variant, "float32")
-    text = LOCATE.replace("FUNCTOR", f"{functor}, float")
+    text = LOCATE.replace("FUNCTOR", f"{functor}, float, 2")
     library = ctypes.CDLL(str(Compiler().library(strided.source(SGD.rule), {"locate": text})))
     library.locate.restype = ctypes.c_longlong
-    record = strided.tensor_record(SGD.rule, variant, "float32")
+    record = strided.tensor_record(SGD.rule, variant, rules.storage(SGD, "float32"))
 
     def offset(extents, strides, index, array, wide):
         tensor = np.zeros((), record)

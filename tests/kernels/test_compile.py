@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from lucid_gpu.execution import plan, strided
-from lucid_gpu.execution.sources import joined
+from lucid_gpu.execution.sources import step_source
 from tests import rules
 from tests.kernels.nvrtc import ARCHITECTURES, architectures, compile_kernels
 
@@ -35,7 +35,7 @@ def fused(rule, dtype, architecture):
     kinds[None] = rules.variants(rule)[::2]
     storage = rules.storage(rule, dtype)
     names = {key: plan.kernel_name(rule.rule, own, storage) for key, own in kinds.items()}
-    source = joined("rule", rule.kernel, "fused_step")
+    source = step_source(rule.kernel, "fused_step")
     kernels = compile_kernels(source, list(names.values()), architecture)
     return {key: kernels[name] for key, name in names.items()}
 

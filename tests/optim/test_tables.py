@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
+from lucid_gpu.optim.core.fused import FRAME_DEFAULTS
 from tests import rules
 from tests.documents import ROOT
 
@@ -17,7 +18,7 @@ ROWS = [
     for line in (ROOT / "docs" / "optimizers.md").read_text("utf-8").splitlines()
     if line.startswith("| `")
 ]
-FRAME = ("params", "maximize", "state_device")
+FRAME = ("params", *FRAME_DEFAULTS)
 
 every_optimizer = pytest.mark.parametrize(
     "rule", rules.optimizers(), ids=lambda rule: rule.__name__

@@ -97,6 +97,16 @@ def nonnegative(options: Mapping[str, Any], *names: str) -> None:
         _replace(options, name, number)
 
 
+def integer(options: Mapping[str, Any], name: str, least: int, most: int) -> None:
+    """Raise unless the option is an int from ``least`` to ``most``."""
+    number = _number(name, options[name])
+    if not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, not {options[name]!r}")
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be >= {least} and <= {most}, not {_shown(number)}")
+    _replace(options, name, number)
+
+
 def rates(options: Mapping[str, Any], *names: str) -> None:
     """Raise unless each named option is a number in [0, 1)."""
     for name in names:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
+from lucid_gpu.execution.rule import BFLOAT16
 
 if TYPE_CHECKING:
-    from lucid_gpu.execution.rule import Rule
+    from lucid_gpu.execution.rule import Rule, Storage
     from lucid_gpu.optim.core.prepared import Part, PreparedStep
     from lucid_gpu.optim.core.tensors import Tensor
 
@@ -67,13 +68,12 @@ def described_own(name: str, pairs: list[tuple[str, Any]]) -> str:
 
 
 def _stepping(step: PreparedStep, part: Part) -> list[_Stepping]:
-    used = part.group.rule.used_slots
     found = []
     for tensor in part.tensors:
         if step.has_gradient[tensor.position]:
             kept = step.slots_of(tensor)
             arrays = {"parameter": tensor.data, "gradient": as_array(tensor.param.grad)}
-            arrays |= {slot: kept[slot] for slot in used(tensor.variant) if slot in kept}
+            arrays |= {slot: kept[slot] for slot in tensor.used if slot in kept}
             strided = _strided(arrays)
             is_fused = tensor.data.size and not strided and all(map(is_cupy, arrays.values()))
             found.append(_Stepping(tensor, strided, _misaligned(arrays) if is_fused else []))
@@ -86,6 +86,7 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
     strided = [each for each in stepping if each.strided]
     elements = sum(tensor.data.size for tensor in tensors)
     lines = [f"{part.device}, {storage.param}: {len(tensors)} tensors, {elements:,} elements"]
+    lines += _storage_lines(storage)
     is_hosted = step.is_hosted and part.device != "cpu"
     if part.device == "cpu":
         lines.append(f"  {cpu.described(part.executor)}")
@@ -114,11 +115,25 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
     return lines
 
 
+def _storage_lines(storage: Storage) -> list[str]:
+    """Return what the arrays are stored as, where that is not what computes."""
+    if storage.is_uniform:
+        return []
+    exact = {
+        "float32": "float32 masters in the slot 'master'",
+        "split": "masters split between the parameter and the slot 'master_low'",
+        "none": "no masters" + (", rounded stochastically" if storage.param == BFLOAT16 else ""),
+    }[storage.master]
+    state = sorted({str(dtype) for dtype in storage.slots})
+    rounded = ", rounded stochastically" if BFLOAT16 in storage.slots else ""
+    return [f"  gradients {storage.grad}; {exact}; state {' and '.join(state)}{rounded}"]
+
+
 def _launch_line(rule: Rule, part: Part, dense: list[Tensor], is_hosted: bool) -> str:
     chunks = sum(-(-tensor.data.size // plan.CHUNK_ELEMENTS) for tensor in dense)
     kinds = sorted({tensor.variant for tensor in part.tensors}, key=repr)
     name = plan.kernel_name(rule, kinds, part.group.storage) if chunks else "nothing to do"
-    if is_hosted and any(map(rule.used_slots, kinds)):
+    if is_hosted and any(tensor.used for tensor in part.tensors):
         launches = f"1 launch for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
     else:
         launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
@@ -133,9 +148,10 @@ def _kind(step: PreparedStep, rule: Rule, tensor: Tensor) -> tuple[Any, str]:
 
 def _variant_lines(part: Part, variant: Any, frame: str, count: int, is_hosted: bool) -> list[str]:
     rule, storage = part.group.rule, part.group.storage
-    dtype_of = dict(zip(rule.slots, storage.slots, strict=True))
-    crossing = sum(dtype_of[slot].itemsize for slot in rule.used_slots(variant))
-    nbytes = 2 * storage.param.itemsize + storage.grad.itemsize + 2 * crossing
+    crossing = sum(dtype.itemsize for dtype in storage.used(rule, variant).values())
+    # Beside a float32 master, the parameter itself is written only.
+    passes = 1 if storage.master == "float32" else 2
+    nbytes = passes * storage.param.itemsize + storage.grad.itemsize + 2 * crossing
     switches = "".join(f"{k}={v}, " for k, v in variant._asdict().items())
     lines = [f"  {nbytes} bytes moved per element in {count} tensors with {switches}{frame}"]
     if is_hosted and crossing:

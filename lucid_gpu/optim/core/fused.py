@@ -12,13 +12,14 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from lucid_gpu.device import gpu
 from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.execution.rule import Rule, no_fills
-from lucid_gpu.optim.core import checks
+from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
+from lucid_gpu.optim.core import checks, storing
 from lucid_gpu.optim.core.explain import described
+from lucid_gpu.optim.core.groups import named
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
-from lucid_gpu.optim.core.prepared import PreparedStep
-from lucid_gpu.optim.core.tensors import Declared
+from lucid_gpu.optim.core.prepared import Choice, PreparedStep
+from lucid_gpu.optim.core.tensors import Declared, numeric, require
 
 REPLAYS = ("captured", "current")
 """Which gradients a replayed graph reads."""
@@ -29,9 +30,14 @@ class FrameOptions(TypedDict, total=False):
 
     maximize: bool
     state_device: str | None
+    master: str | None
+    state_dtype: str | None
+    seed: int
 
 
-FRAME_DEFAULTS = FrameOptions(maximize=False, state_device=None)
+FRAME_DEFAULTS = FrameOptions(
+    maximize=False, state_device=None, master=None, state_dtype=None, seed=0
+)
 
 
 class _OfClass:
@@ -95,10 +101,25 @@ class FusedOptimizer(Optimizer):
             ``state`` is written by the next step; read it there again, which waits for the step.
             None keeps them beside their parameters. :meth:`reload` and :meth:`offload` change
             from one to the other.
+        master: where the exact value of a parameter of 16 bits is; an option of each group. None:
+            in float32, in the slot ``master``, wherever a parameter is bfloat16 or float16.
+            ``"float32"``: the same. ``"split"``: bfloat16 only; the parameter and the int16 slot
+            ``master_low`` are the float32 value together, the parameter its upper half rounded to
+            the nearest, ties away from zero. ``"none"``: bfloat16 only; nowhere, and each step
+            rounds the parameter stochastically. A float32 or float64 parameter is its own master.
+        state_dtype: what slots of the rule are stored as; an option of each group. None: float32,
+            or float64 for float64 parameters. ``"bfloat16"``: rounded stochastically, always, for
+            to the nearest a moving average with a rate near 1 would stand still.
+        seed: of stochastic rounding, an int ≥ 0 and < 2⁶⁴; an option of each group. The random
+            bits depend on it, on the name of the parameter (its position without one), the element
+            and the step count alone, so that a resumed run repeats them.
+
+    Rules compute in float32 whatever arrays of a float32, bfloat16 or float16 parameter are stored
+    as, in float64 for float64. Gradients have the dtype of the parameter, or its ``grad_dtype``.
 
     Raises:
         TypeError: there is no such keyword, or the declaration of the rule is wrong.
-        ValueError: ``state_device`` is neither.
+        ValueError: ``state_device`` is neither, or another option is none of its choices.
 
     Attributes:
         kernel: the rule's CUDA source: ``"adam"`` for ``kernels/adam.cuh`` of this package, or the
@@ -156,7 +177,8 @@ class FusedOptimizer(Optimizer):
             )
         self._prepared: PreparedStep | None = None
         self._captured: PreparedStep | None = None
-        super().__init__(params, {**defaults, "maximize": given["maximize"]})
+        options = {name: value for name, value in given.items() if name != "state_device"}
+        super().__init__(params, {**defaults, **options})
         self._placement.state_device = given["state_device"]
 
     @staticmethod
@@ -309,8 +331,11 @@ class FusedOptimizer(Optimizer):
         """
         required = self.rule.always_used
         numbers = dict.fromkeys(self.carries, Declared("number", is_required=True))
-        arrays = {name: Declared("array", name in required) for name in self.slots}
-        return {"step": Declared("count", is_required=True), **numbers, **arrays}
+        arrays = {name: Declared("state", name in required) for name in self.slots}
+        masters = {
+            name: Declared(dtype.name) for own in BESIDE.values() for name, dtype in own.items()
+        }
+        return {"step": Declared("count", is_required=True), **numbers, **arrays, **masters}
 
     def variant_of(self, group: Mapping[str, Any]) -> Any:
         """Return the variant that a group asks for.
@@ -322,25 +347,59 @@ class FusedOptimizer(Optimizer):
         self.require_valid(group)
         return self.Variant(**self.variant(group))
 
+    def choice_of(self, group: Mapping[str, Any]) -> Choice:
+        """Return the variant that a group asks for, and what its arrays are to be stored as.
+
+        Raises:
+            TypeError: an option is of the wrong type.
+            ValueError: an option is out of bounds.
+        """
+        return Choice(self.variant_of(group), storing.policy(group))
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group of parameters, as :meth:`Optimizer.add_param_group` does.
+
+        Args:
+            param_group: a dict with ``params`` and any options.
+
+        Raises:
+            TypeError: as there.
+            ValueError: as there, or a parameter cannot be stored as the options ask for.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        found = [
+            problem
+            for name, param in named(group)
+            if (data := numeric(param.data)) is not None
+            for problem in storing.problems(name, storing.policy(group), data.dtype)
+        ]
+        if found:
+            self.param_groups.pop()
+            require(found)
+
     def require_valid(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option of the rule or of the frame is out of bounds.
 
         A subclass checks its own in :meth:`check_options`.
         """
         checks.switches(options, "maximize")
+        storing.require_valid(options)
         super().require_valid(options)
 
     def _refreshed(self, prepared: PreparedStep, keeps_tensors: bool = False) -> bool:
         is_placed_alike = prepared.is_hosted == (self.state_device is not None)
         return is_placed_alike and prepared.refresh(
-            self.param_groups, self.variant_of, keeps_tensors
+            self.param_groups, self.choice_of, keeps_tensors
         )
 
     def _prepare(self) -> PreparedStep:
         groups = self.param_groups
-        variants = [self.variant_of(group) for group in groups]
+        choices = [self.choice_of(group) for group in groups]
         memory = self._placement.host_memory if self.state_device is not None else None
-        return PreparedStep(self.rule, list(self.defaults), groups, variants, self.state, memory)
+        return PreparedStep(
+            self.rule, list(self.defaults), groups, choices, self.state, memory, self._prepared
+        )
 
     def _current(self) -> PreparedStep:
         """Return what this step does: as the last one did if that still holds."""

@@ -22,14 +22,22 @@ class HostMemory:
     def __init__(self) -> None:
         self._spare: list[np.ndarray[Any, Any]] = []
 
-    def lend(self, arrays: Sequence[Any]) -> list[Any]:
-        """Return uninitialized host arrays of the shapes, dtypes and layouts of the given ones."""
-        ends = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
+    def lend(self, arrays: Sequence[Any], dtype: np.dtype[Any] | None = None) -> list[Any]:
+        """Return uninitialized host arrays of the shapes and layouts of the given ones.
+
+        Args:
+            arrays: the given ones.
+            dtype: of those returned; None for that of each.
+        """
+        dtypes = [dtype or array.dtype for array in arrays]
+        sizes = [own.itemsize * array.size for array, own in zip(arrays, dtypes, strict=True)]
+        ends = np.cumsum([0, *sizes]).tolist()
         lease = self._lease(max(ends[-1], 1))
         places = [lease[start:stop] for start, stop in pairwise(ends)]
+        lent: list[Any] = [place.view(own) for place, own in zip(places, dtypes, strict=True)]
         return [
-            place.view(array.dtype).reshape(array.shape, order=transfer.layout(array))
-            for array, place in zip(arrays, places, strict=True)
+            place.reshape(array.shape, order=transfer.layout(array))
+            for array, place in zip(arrays, lent, strict=True)
         ]
 
     def trim(self) -> None:

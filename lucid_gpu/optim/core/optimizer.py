@@ -188,7 +188,9 @@ class Optimizer(Hooked, Placed):
                     require_own_memory(name, param, data)
                     require(misfits(f"the gradient of parameter {name!r}", grad, data))
                     tensor = Tensor(position, number, name, param, data, None, grad=grad)
-                    require_slots(tensor, self.state.get(param, {}), self.slots or (), False)
+                    require_slots(
+                        tensor, self.state.get(param, {}), dict.fromkeys(self.slots or ()), False
+                    )
                     tensors.append(tensor)
         require_apart(tensors)
         return tensors

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,13 @@ from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
 from lucid_gpu.optim.core import slots as making
+from lucid_gpu.optim.core import storing
+from lucid_gpu.optim.core.groups import is_positional, warn_caller
 from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.rows import Counts, Rows
+from lucid_gpu.optim.core.storing import Policy
 from lucid_gpu.optim.core.tensors import (
+    TRAINABLE,
     Tensor,
     misfits,
     numeric,
@@ -30,13 +35,42 @@ from lucid_gpu.optim.core.tensors import (
     unstrange,
     unwritable,
 )
-from lucid_gpu.parameter import Parameter
+from lucid_gpu.parameter import Parameter, gradient_dtypes
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.host_memory import HostMemory
     from lucid_gpu.optim.core.state import State
 
+MASTER_FILLS = {"master": "param"}
+"""What the slots of the frame begin with, where that is not 0."""
+
 Executor: TypeAlias = CpuExecutor | CudaExecutor
+
+
+class Choice(NamedTuple):
+    """What the options of a group ask for.
+
+    Attributes:
+        variant: of the rule.
+        policy: what arrays are stored as.
+    """
+
+    variant: Any
+    policy: Policy
+
+
+class PartKind(NamedTuple):
+    """What the tensors of a part have in common.
+
+    Attributes:
+        device: where they are.
+        storage: what their arrays are stored as.
+        seed: of their random bits.
+    """
+
+    device: str
+    storage: Storage
+    seed: int
 
 
 class Part:
@@ -52,9 +86,9 @@ class Part:
     """
 
     def __init__(
-        self, rule: Rule, device: str, storage: Storage, tensors: list[Tensor], groups: list[Any]
+        self, rule: Rule, kind: PartKind, tensors: list[Tensor], streams: list[int], groups: Any
     ) -> None:
-        self.device = device
+        self.device, storage, seed = kind
         self.tensors = tensors
         self.positions = np.array([tensor.position for tensor in tensors], np.intp)
         self.group = TensorGroup(
@@ -63,9 +97,11 @@ class Part:
             [tensor.data for tensor in tensors],
             [None] * len(tensors),
             [tensor.variant for tensor in tensors],
+            streams,
+            seed,
         )
         group_of = np.array([tensor.group for tensor in tensors], np.intp)
-        self.counts = Counts(rule, groups, group_of, storage.compute)
+        self.counts = Counts(rule, groups, group_of, storage)
         self.executor: Executor | None = None
 
 
@@ -80,16 +116,17 @@ class PreparedStep:
         rule: what updates the tensors.
         keys: the options that every group has.
         groups: the parameter groups.
-        variants: the variant that each group asks for.
+        choices: what each group asks for.
         state: the slots that the parameters have.
         host_memory: where slots of parameters on a GPU live; None for beside their parameters.
+        previous: the prepared step in whose place this one is.
 
     Attributes:
         parts: one for each device and storage.
         has_gradient: which of all parameters have a gradient.
 
     Raises:
-        TypeError: a parameter with a gradient is not made of float32 or float64.
+        TypeError: a parameter with a gradient is made of a dtype that cannot step.
         ValueError: a gradient or slot does not fit its parameter, cannot be written to, or
             parameters share memory.
     """
@@ -99,12 +136,13 @@ class PreparedStep:
         rule: Rule,
         keys: Sequence[str],
         groups: Sequence[dict[str, Any]],
-        variants: Sequence[Any],
+        choices: Sequence[Choice],
         state: State,
         host_memory: HostMemory | None,
+        previous: PreparedStep | None = None,
     ) -> None:
         self._rule, self._state, self._host_memory = rule, state, host_memory
-        self._variants = list(variants)
+        self._choices = list(choices)
         self.inputs = Inputs(groups, keys)
         self.parts: list[Part] = []
         self._place: dict[int, tuple[Part, int]] = {}
@@ -121,6 +159,7 @@ class PreparedStep:
         self._is_capture_current = False
         self._keeps_tensors = False
         self.streamed: list[StreamedExecutor] = []
+        self._known = {} if previous is None else previous.known_masters()
         with state.settled():
             self._check(np.flatnonzero(self.has_gradient).tolist(), grads)
         self._version = state.version
@@ -160,14 +199,14 @@ class PreparedStep:
     def refresh(
         self,
         groups: Sequence[dict[str, Any]],
-        variant_of: Callable[[Mapping[str, Any]], Any],
+        choice_of: Callable[[Mapping[str, Any]], Choice],
         keeps_tensors: bool = False,
     ) -> bool:
         """Take in what has changed since the last step; False if that asks for another one.
 
         Args:
             groups: the parameter groups.
-            variant_of: returns the variant that a group asks for, or raises.
+            choice_of: returns what a group asks for, or raises.
             keeps_tensors: True takes neither other data nor tensors that are new to stepping, as a
                 graph cannot.
 
@@ -180,7 +219,7 @@ class PreparedStep:
         if not self.inputs.has_same_groups(groups):
             return False
         if self.inputs.options_changed():
-            if [variant_of(group) for group in groups] != self._variants:
+            if [choice_of(group) for group in groups] != self._choices:
                 return False
             self.inputs.accept_options()
         self._is_spoiled = True  # until what may raise below is done: then all is looked at anew
@@ -253,7 +292,7 @@ class PreparedStep:
 
     def _group_tensors(self) -> None:
         inputs = self.inputs
-        by_kind: dict[tuple[str, Storage], list[Tensor]] = {}
+        by_kind: dict[PartKind, list[Tensor]] = {}
         for position, (name, param, data) in enumerate(
             zip(inputs.names, inputs.params, inputs.data, strict=True)
         ):
@@ -262,12 +301,16 @@ class PreparedStep:
                 continue  # without a gradient, it may be anything
             group = int(inputs.group_of[position])
             self._note_making(param, array)
-            tensor = Tensor(position, group, name, param, array, self._variants[group])
-            dtype = array.dtype
-            storage = Storage(dtype, dtype, (dtype,) * len(self._rule.slots))
-            by_kind.setdefault((device_of(array), storage), []).append(tensor)
-        for (device, storage), tensors in by_kind.items():
-            part = Part(self._rule, device, storage, tensors, inputs.groups)
+            variant, policy = self._choices[group]
+            grad_dtype = storing.gradient_dtype(param, array.dtype)
+            storage = storing.storage(self._rule, policy, array.dtype, grad_dtype)
+            used = storage.used(self._rule, variant)
+            tensor = Tensor(position, group, name, param, array, variant, storage, used)
+            kind = PartKind(device_of(array), storage, policy.seed)
+            by_kind.setdefault(kind, []).append(tensor)
+        for kind, tensors in by_kind.items():
+            streams = [self._stream(tensor) for tensor in tensors]
+            part = Part(self._rule, kind, tensors, streams, inputs.groups)
             self.parts.append(part)
             for number, tensor in enumerate(tensors):
                 self._place[tensor.position] = part, number
@@ -276,25 +319,32 @@ class PreparedStep:
         """Raise if parameters that have their first gradient cannot step."""
         for position in positions:
             name = self.inputs.names[position]
-            data = require_trainable(name, self.inputs.data[position])
+            data = require_trainable(name, self.inputs.data[position], TRAINABLE)
             require_own_memory(name, self.inputs.params[position], data)
-            grad = unstrange(grads[position])
-            require(misfits(f"the gradient of parameter {name!r}", grad, data))
             tensor = self._tensor(position)
+            self._require_gradient(tensor, unstrange(grads[position]))
             kept = self._state.get(tensor.param, {})
+            policy = self._choices[tensor.group].policy
+            require(storing.problems(name, policy, data.dtype))
+            require(storing.leftovers(name, kept, tensor.used))
             is_brought = self.is_hosted and device_of(tensor.data) != "cpu"
-            require_slots(tensor, kept, self._rule.used_slots(tensor.variant), is_brought)
+            require_slots(tensor, kept, tensor.used, is_brought)
         known = [*np.flatnonzero(self._admitted).tolist(), *positions]
         require_apart([self._tensor(position) for position in known])
 
     def _admit(self, positions: Sequence[int]) -> None:
         """Have tensors step from now on that were checked: with the slots that they lack."""
         tensors = [self._tensor(position) for position in positions]
+        lacking = []
         for tensor in tensors:
             kept = self._state.get(tensor.param, {})
-            tensor.slots = {name: kept.get(name) for name in self._rule.used_slots(tensor.variant)}
-        lacking = [any(slot is None for slot in (t.slots or {}).values()) for t in tensors]
-        fills = [self._rule.fills(group) for group in self.inputs.groups]
+            tensor.slots = {
+                name: self._as_stored(tensor, name, kept.get(name)) for name in tensor.used
+            }
+            used = self._rule.used_slots(tensor.variant)
+            lacking.append(any(kept.get(name) is None for name in used))
+        self._renew_masters([tensor for tensor in tensors if self._is_stale(tensor)])
+        fills = [{**self._rule.fills(group), **MASTER_FILLS} for group in self.inputs.groups]
         making.provide(tensors, fills, self._host_memory)
         for tensor, lacks in zip(tensors, lacking, strict=True):
             part, number = self._place[tensor.position]
@@ -302,6 +352,50 @@ class PreparedStep:
             part.counts.admit(number, self._state.get(tensor.param, {}), lacks)
             self._waiting.append((part, number))
         self._admitted[positions] = True
+
+    def _stream(self, tensor: Tensor) -> int:
+        """Return by which number the random bits of a tensor are told from those of others."""
+        named = not is_positional(self.inputs.groups[tensor.group]["param_names"])
+        number = zlib.crc32(tensor.name.encode()) if named else tensor.position
+        return (number & 0xFFFFFF) << 8
+
+    def _as_stored(self, tensor: Tensor, name: str, array: Any) -> Any:
+        return None if array is None else making.cast(array, tensor.used[name])
+
+    def known_masters(self) -> dict[int, tuple[Any, Any]]:
+        """Return, for each parameter that is split, its data and the slot that belongs to it."""
+        return {
+            id(tensor.param): (tensor.data, tensor.slots["master_low"])
+            for part in self.parts
+            for tensor in part.tensors
+            if tensor.slots is not None and "master_low" in tensor.slots
+        }
+
+    def _is_stale(self, tensor: Tensor) -> bool:
+        """Say whether a parameter was given other values than its master has."""
+        slots = tensor.slots or {}
+        if slots.get("master") is not None:
+            return making.is_stale(slots["master"], tensor.data)
+        data, low = self._known.get(id(tensor.param), (None, None))
+        return low is not None and low is slots.get("master_low") and data is not tensor.data
+
+    def _renew_masters(self, tensors: Sequence[Tensor]) -> None:
+        """Have the masters of tensors made anew whose parameters were given other values."""
+        for tensor in tensors:
+            for name in tensor.storage.beside if tensor.storage is not None else ():
+                (tensor.slots or {})[name] = None
+        told = [tensor.name for tensor in tensors if "master" in (tensor.slots or {})]
+        if told:
+            warn_stale(told)
+
+    def _forget_master(self, tensor: Tensor) -> None:
+        """Have what lies beside a parameter follow the data that has replaced other."""
+        slots = tensor.slots or {}
+        if "master_low" in slots:
+            making.fill_slot(slots["master_low"], 0)
+        elif "master" in slots and making.is_stale(slots["master"], tensor.data):
+            warn_stale([tensor.name])
+            making.fill_slot(slots["master"], tensor.data)
 
     def _attach(self) -> None:
         """Put the slots of tensors that were admitted into the state."""
@@ -322,7 +416,7 @@ class PreparedStep:
     def _make_executor(self, part: Part, grads: list[Any]) -> Executor:
         if part.device == "cpu":
             return CpuExecutor(part.group, grads)
-        if self.is_hosted and any(map(self._rule.used_slots, part.group.variants)):
+        if self.is_hosted and any(len(own or ()) for own in part.group.slots):
             return StreamedExecutor(part.group, grads, self._state.made)
         return CudaExecutor(part.group, grads, self._state.made)
 
@@ -344,6 +438,7 @@ class PreparedStep:
             self._note_making(tensor.param, array)
             part, number = self._place[position]
             tensor.data = part.group.params[number] = array
+            self._forget_master(tensor)
             renewed.setdefault(id(part), (part, []))[1].append(number)
         if moved:
             admitted = np.flatnonzero(self._admitted).tolist()
@@ -419,9 +514,25 @@ class PreparedStep:
     def _require_fitting(self, grads: Sequence[Any]) -> None:
         for position, grad in enumerate(grads):
             if grad is not None and position in self._place:
-                label = f"the gradient of parameter {self.inputs.names[position]!r}"
-                require(misfits(label, grad, self._tensor(position).data))
+                self._require_gradient(self._tensor(position), grad)
+
+    def _require_gradient(self, tensor: Tensor, grad: Any) -> None:
+        wanted = tensor.storage.grad if tensor.storage is not None else None
+        label = f"the gradient of parameter {tensor.name!r}"
+        found = misfits(label, grad, tensor.data, dtype=wanted)
+        if found and getattr(grad, "dtype", None) in gradient_dtypes(tensor.data.dtype):
+            found[-1] += f", or make the parameter with grad_dtype={grad.dtype.name!r}"
+        require(found)
 
     def _tensor(self, position: int) -> Tensor:
         part, number = self._place[position]
         return part.tensors[number]
+
+
+def warn_stale(names: Sequence[str]) -> None:
+    """Warn that parameters were given values that their masters do not have."""
+    warn_caller(
+        f"the data of {', '.join(map(repr, names))} was replaced, so that the float32 master kept "
+        "of it was stale: it was made anew from the data; load the state that belongs to it with "
+        "load_state_dict() to keep the exact values"
+    )

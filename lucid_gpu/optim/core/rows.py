@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.execution.plan import row_fields
-from lucid_gpu.execution.rule import Rule
+from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.optim.core.state import Shared
 
 
@@ -17,7 +17,8 @@ class Rows(NamedTuple):
     """The scalars of one step.
 
     Attributes:
-        scalars: for each row, the frame's and then the rule's, rounded to what computes.
+        scalars: for each row, the frame's and then the rule's, rounded to what computes; last the
+            bits of the number of steps taken.
         row_of: for each tensor, its row; of a tensor without a gradient it means nothing.
         carries: for each row, what the step leaves for the next one.
     """
@@ -34,7 +35,7 @@ class Counts:
         rule: the rule.
         groups: the parameter groups, for their options.
         group_of: the number of the group of each tensor.
-        dtype: in which the rule computes.
+        storage: what their arrays are stored as.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Counts:
         rule: Rule,
         groups: Sequence[Mapping[str, Any]],
         group_of: npt.NDArray[np.intp],
-        dtype: np.dtype[Any],
+        storage: Storage,
     ) -> None:
-        self._rule, self._groups, self._group_of, self._dtype = rule, groups, group_of, dtype
+        self._rule, self._groups, self._group_of = rule, groups, group_of
+        self._storage, self._dtype = storage, storage.compute
         count = len(group_of)
         self._steps = np.zeros(count, np.int64)
         self._carries = np.tile([start for _, start in rule.carries], (count, 1))
@@ -105,11 +107,13 @@ class Counts:
                 strict=True,
             )
         ]
-        exact = np.array([scalars for scalars, _ in made], np.float64)
+        exact = np.array([row for row, _ in made], np.float64)
         with np.errstate(over="ignore"):
             rounded = exact.astype(self._dtype)
         if not np.isfinite(rounded).all():
             self._refuse(exact, rounded)
+        if self._storage.rounds:
+            rounded[:, -1] = self._steps[of].astype(np.uint32).view(np.float32)
         return Rows(rounded, self._row_of, [left for _, left in made])
 
     def _refuse(self, exact: npt.NDArray[np.float64], rounded: npt.NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import address, as_array, device_of
-from lucid_gpu.execution import packs, twin
+from lucid_gpu.execution import formats, packs, twin
 from lucid_gpu.execution.plan import common_layout
 
 if TYPE_CHECKING:
@@ -54,23 +54,24 @@ def provide(
         slots = tensor.slots or {}
         home = device_of(tensor.data)
         for turn, (slot, array) in enumerate(slots.items()):
-            key = home, slot, tensor.data.dtype
+            dtype = tensor.used.get(slot, tensor.data.dtype)
+            key = home, slot, dtype
             if home != "cpu" and host_memory is not None:
                 if not _is_reachable(array):
                     hosted.setdefault(key, []).append(tensor)
             elif array is None and _fits_a_pack(tensor.data):
                 packed.setdefault(key, []).append(tensor)
             elif array is None and _is_large(tensor.data):
-                slots[slot] = _zeros_apart(tensor.data, tensor.data, turn)
+                slots[slot] = _zeros_apart(tensor.data, tensor.data, turn, dtype)
             elif array is None:
-                slots[slot] = _zeros_like(tensor.data)
+                slots[slot] = _zeros_like(tensor.data, dtype)
     for (home, slot, dtype), own in packed.items():
         _pack(home, slot, dtype, own)
     if host_memory is not None:
-        for (_, slot, _), own in hosted.items():
-            _lend(host_memory, slot, own)
+        for (_, slot, dtype), own in hosted.items():
+            _lend(host_memory, slot, dtype, own)
     for tensor, slot, fill in lacking:
-        _fill((tensor.slots or {})[slot], tensor.data if fill == "param" else fill)
+        fill_slot((tensor.slots or {})[slot], tensor.data if fill == "param" else fill)
 
 
 def copy_apart(array: Any, data: Any, turn: int) -> Any:
@@ -83,7 +84,7 @@ def copy_apart(array: Any, data: Any, turn: int) -> Any:
     """
     if not (_is_large(array) and isinstance(data, np.ndarray)):
         return transfer.copy(array, "cpu")
-    copied = _zeros_apart(array, data, turn)
+    copied = _zeros_apart(array, data, turn, array.dtype)
     np.copyto(copied, array)
     return copied
 
@@ -99,7 +100,7 @@ def _is_large(array: Any) -> bool:
 
 
 def _zeros_apart(
-    array: np.ndarray[Any, Any], data: np.ndarray[Any, Any], turn: int
+    array: np.ndarray[Any, Any], data: np.ndarray[Any, Any], turn: int, dtype: np.dtype[Any]
 ) -> np.ndarray[Any, Any]:
     """Return zeros like ``array``, elsewhere in a page than ``data`` and other turns.
 
@@ -108,11 +109,12 @@ def _zeros_apart(
     stored to another, and waits to find out that it is not: compiled code takes up to twice as
     long.
     """
-    memory = np.zeros(array.nbytes + PAGE_BYTES, np.uint8)
+    nbytes = array.size * dtype.itemsize
+    memory = np.zeros(nbytes + PAGE_BYTES, np.uint8)
     apart = PAGE_BYTES // 4 * (1 + turn % 3)
     place = (address(data) + apart) // twin.ALIGNMENT * twin.ALIGNMENT
     start = (place - address(memory)) % PAGE_BYTES
-    flat: Any = memory[start : start + array.nbytes].view(array.dtype)
+    flat: Any = memory[start : start + nbytes].view(dtype)
     result: np.ndarray[Any, Any] = flat.reshape(array.shape, order=transfer.layout(array))
     return result
 
@@ -142,8 +144,10 @@ def _pack(home: str, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor])
             tensor.slots[slot] = part
 
 
-def _lend(host_memory: HostMemory, slot: str, tensors: Sequence[Tensor]) -> None:
-    lent = host_memory.lend([tensor.data for tensor in tensors])
+def _lend(
+    host_memory: HostMemory, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor]
+) -> None:
+    lent = host_memory.lend([tensor.data for tensor in tensors], dtype)
     for tensor, array in zip(tensors, lent, strict=True):
         slots = tensor.slots if tensor.slots is not None else {}
         if slots[slot] is None:
@@ -153,15 +157,33 @@ def _lend(host_memory: HostMemory, slot: str, tensors: Sequence[Tensor]) -> None
         slots[slot] = array
 
 
-def _fill(slot: Any, value: Any) -> None:
+def fill_slot(slot: Any, value: Any) -> None:
+    """Fill a slot with a number, or with the values of an array."""
     if isinstance(value, int | float):
         with gpu.on(device_of(slot)):
             slot.fill(value)
     else:
-        transfer.copy_into(slot, value)
+        transfer.copy_into(slot, cast(value, slot.dtype))
 
 
-def _zeros_like(array: Any) -> Any:
+def _zeros_like(array: Any, dtype: np.dtype[Any]) -> Any:
     home = device_of(array)
     with gpu.on(home):
-        return gpu.module(home).zeros_like(array)
+        return gpu.module(home).zeros_like(array, dtype)
+
+
+def cast(array: Any, dtype: np.dtype[Any]) -> Any:
+    """Return an array in another dtype, rounded to the nearest; itself if it has that one."""
+    if array.dtype == dtype:
+        return array
+    with gpu.on(device_of(array)):
+        values = formats.widen(array) if array.dtype in formats.HALVES else array
+        return formats.nearest(values, dtype) if dtype in formats.HALVES else values.astype(dtype)
+
+
+def is_stale(master: Any, data: Any) -> bool:
+    """Say whether a master is not the exact value of its parameter; waits for the device."""
+    present = transfer.to(data, device_of(master))
+    with gpu.on(device_of(master)):
+        rounded = cast(master, data.dtype)
+        return bool((rounded.view(np.uint16) != present.view(np.uint16)).any())

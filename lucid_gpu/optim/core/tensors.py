@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_array, kind_of
+from lucid_gpu.execution import formats
+from lucid_gpu.execution.rule import BFLOAT16, Storage
 from lucid_gpu.optim.core.inputs import notes_changes
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+"""What parameters of every optimizer may be made of, and what rules compute in."""
+
+TRAINABLE = (*DTYPES, *formats.HALVES)
 """What parameters of a fused optimizer may be made of."""
 
 MAX_STEP = 2**53
@@ -33,8 +38,10 @@ class Tensor:
         param: the parameter itself.
         data: its array.
         variant: of the rule, as the options of its group ask for.
-        slots: the arrays that the variant uses, by name and in order; None stands for one to be
-            made. None as a whole until the tensor has a gradient for the first time.
+        storage: what its arrays are stored as.
+        used: the dtypes of the slots that its step uses, by name and in order.
+        slots: the arrays of these names, in that order; None stands for one to be made. None
+            as a whole until the tensor has a gradient for the first time.
         grad: its gradient, where that is not kept elsewhere.
     """
 
@@ -44,6 +51,8 @@ class Tensor:
     param: Any
     data: Any
     variant: Any
+    storage: Storage | None = None
+    used: dict[str, np.dtype[Any]] = field(default_factory=dict)
     slots: dict[str, Any] | None = None
     grad: Any = None
 
@@ -52,8 +61,9 @@ class Declared(NamedTuple):
     """What an optimizer says of one of its slots.
 
     Attributes:
-        kind: ``"count"`` of steps, ``"number"``, or ``"array"`` of the shape and dtype of the
-            parameter.
+        kind: ``"count"`` of steps, ``"number"``, or an array of the shape of the parameter:
+            ``"array"`` of its dtype, ``"state"`` of what its rule computes in or bfloat16, or the
+            name of a dtype.
         is_required: whether a state without it cannot be loaded.
     """
 
@@ -82,14 +92,32 @@ def slot_problems(
             continue
         if kind == "count":
             problems += step_problems(slots[name])
-        elif kind == "array":
-            problems += misfits(f"slot {name!r}", slots[name], data, "shape", "dtype")
+        elif kind != "number":
+            problems += _array_problems(name, kind, slots[name], data)
         elif type(slots[name]) not in (int, float):
             problems.append(f"slot {name!r} must be a number, not {slots[name]!r}")
     return problems
 
 
-def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
+def _array_problems(name: str, kind: str, array: Any, data: Any) -> list[str]:
+    dtype = data.dtype
+    if kind == "state":
+        dtype = computing(dtype)
+        is_brief = getattr(array, "dtype", None) == BFLOAT16 and dtype == np.float32
+        dtype = BFLOAT16 if is_brief else dtype
+    elif kind != "array":
+        dtype = np.dtype(kind)
+    return misfits(f"slot {name!r}", array, data, "shape", "dtype", dtype=dtype)
+
+
+def computing(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which parameters of a dtype are updated."""
+    return Storage(dtype, dtype, ()).compute if dtype in TRAINABLE else dtype
+
+
+def misfits(
+    what: str, array: Any, data: Any, *kinds: str, dtype: np.dtype[Any] | None = None
+) -> list[str]:
     """Return, in words, how an array fails to fit the parameter that it belongs to.
 
     Args:
@@ -97,16 +125,26 @@ def misfits(what: str, array: Any, data: Any, *kinds: str) -> list[str]:
         array: it; None or another object fits nothing.
         data: the parameter's array.
         kinds: which of ``"shape"``, ``"dtype"`` and ``"device"`` to compare; all by default.
+        dtype: that it must have; None for that of the parameter.
     """
     if not is_array(array):
         return [f"{what} is a {kind_of(array)}, not a NumPy or CuPy array"]
+    if dtype is None or dtype == data.dtype:
+        wanted, due = data.dtype, f"the parameter has dtype {data.dtype}"
+    else:
+        wanted, due = dtype, f"a parameter of {data.dtype} asks for dtype {dtype} here"
     facts = (
-        ("shape", array.shape, data.shape, "reshape it"),
-        ("dtype", array.dtype, data.dtype, f"cast it with .astype({data.dtype.name!r})"),
-        ("device", device_of(array), device_of(data), "optimizer.to(device) moves all together"),
+        ("shape", array.shape, data.shape, f"the parameter has shape {data.shape}: reshape it"),
+        ("dtype", array.dtype, wanted, f"{due}: cast it with .astype({wanted.name!r})"),
+        (
+            "device",
+            device_of(array),
+            device_of(data),
+            f"the parameter has device {device_of(data)}: optimizer.to(device) moves all together",
+        ),
     )
     return [
-        f"{what} has {kind} {have}, but the parameter has {kind} {want}: {remedy}"
+        f"{what} has {kind} {have}, but {remedy}"
         for kind, have, want, remedy in facts
         if have != want and (not kinds or kind in kinds)
     ]
@@ -149,45 +187,65 @@ def unstrange(value: Any) -> Any:
 def numeric(data: Any) -> Any:
     """Return the data of a parameter as an array that a fused step could update, or None."""
     array = as_array(data)
-    return array if array is not None and array.dtype in DTYPES else None
+    return array if array is not None and array.dtype in TRAINABLE else None
 
 
-def require_trainable(name: str, data: Any) -> Any:
+def require_trainable(name: str, data: Any, dtypes: tuple[np.dtype[Any], ...] = DTYPES) -> Any:
     """Return the data of a parameter as an array that a step can write to.
 
+    Args:
+        name: how errors call the parameter.
+        data: what it holds.
+        dtypes: what it may be made of.
+
     Raises:
-        TypeError: it is no array of float32 or float64.
+        TypeError: it is no array of one of them.
         ValueError: it cannot be written to.
     """
     array = as_array(data)
     if array is None:
         raise TypeError(f"parameter {name!r} holds a {kind_of(data)}, not a NumPy or CuPy array")
-    if array.dtype not in DTYPES:
-        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use float32 or float64")
+    if array.dtype not in dtypes:
+        names = [dtype.name for dtype in dtypes]
+        named = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use {named}")
     require(unwritable(f"parameter {name!r}", array))
     return array
 
 
 def require_slots(
-    tensor: Tensor, kept: Mapping[str, Any], used: Sequence[str], is_brought: bool
+    tensor: Tensor,
+    kept: Mapping[str, Any],
+    used: Mapping[str, np.dtype[Any] | None],
+    is_brought: bool,
 ) -> None:
     """Raise ValueError if a slot that a tensor has does not fit it, or cannot be written to.
 
     Args:
         tensor: the tensor.
         kept: its state.
-        used: the names of the slots that a step writes.
+        used: the names of the slots that a step writes, and their dtypes; None stands for that of
+            the parameter.
         is_brought: whether slots may be on another device, as they are brought to their place.
     """
     compared = ("shape", "dtype") if is_brought else ()
-    for slot in used:
+    for slot, dtype in used.items():
         if slot in kept:
-            label = f"slot {slot!r} of parameter {tensor.name!r}"
+            array, label = kept[slot], f"slot {slot!r} of parameter {tensor.name!r}"
+            present = getattr(array, "dtype", None)
+            is_castable = dtype is not None and may_be_stored_as(dtype, present)
+            wanted = present if is_castable else dtype
             require(
-                misfits(label, kept[slot], tensor.data, *compared) or unwritable(label, kept[slot])
+                misfits(label, array, tensor.data, *compared, dtype=wanted)
+                or unwritable(label, array)
             )
     problems = step_problems(kept.get("step", 0))
     require(f"parameter {tensor.name!r}: {text}" for text in problems)
+
+
+def may_be_stored_as(dtype: np.dtype[Any], present: np.dtype[Any] | None) -> bool:
+    """Say whether a step stores a slot anew as a dtype: as ``state_dtype`` asks for since then."""
+    return {dtype, present} == {BFLOAT16, np.dtype(np.float32)}
 
 
 def require_own_memory(name: str, param: Any, data: Any) -> None:

@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
+from lucid_gpu.execution.rule import Storage
 from lucid_gpu.optim import Adam
 from lucid_gpu.optim.core.rows import Counts
 from tests.optim.core.rules.recorder import Recorder
+
+DOUBLE = Storage(np.dtype(np.float64), np.dtype(np.float64), ())
 
 FRAME = 3
 """Scalars of the frame, ahead of the rule's."""
@@ -22,7 +25,7 @@ def groups_of(*amounts):
 
 def counts_of(group_of, groups=None, rule=Recorder):
     groups = groups or groups_of(*range(1, 2 + max(group_of)))
-    return Counts(rule.rule, groups, np.array(group_of, np.intp), np.dtype(np.float64))
+    return Counts(rule.rule, groups, np.array(group_of, np.intp), DOUBLE)
 
 
 def admitted(group_of, groups=None, slots=None, is_first=False):
@@ -38,7 +41,7 @@ def given_to(counts):
     """Return the rule's scalars that each tensor with a gradient gets in the next step."""
     rows = counts.rows()
     return [
-        Recorder.Scalars(*rows.scalars[row][FRAME:]) if is_present else None
+        Recorder.Scalars(*rows.scalars[row][FRAME:-1]) if is_present else None
         for row, is_present in zip(rows.row_of.tolist(), counts.present.tolist(), strict=True)
     ]
 
