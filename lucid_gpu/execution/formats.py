@@ -77,7 +77,8 @@ def split(values: Floats) -> tuple[Any, npt.NDArray[np.int16]]:
 def join(high: Any, low: npt.NDArray[np.int16]) -> Floats:
     """Return the values that :func:`split` took apart."""
     bits = (high.view(np.uint16).astype(np.uint32) << 16) + low.astype(np.uint32)
-    return bits.view(np.float32)
+    joined: Floats = bits.view(np.float32)
+    return joined
 
 
 def values(array: Any, compute: np.dtype[Any]) -> Any:
