@@ -44,7 +44,7 @@ _counterparts: dict[str, Counterpart] = {}
 """By the names of classes, which are all that a state dict knows of them."""
 
 
-def note(name: str, counterpart: Counterpart) -> None:
+def note_counterpart(name: str, counterpart: Counterpart) -> None:
     """Note what the class of a name declares; the first one counts."""
     _counterparts.setdefault(name, counterpart)
 
@@ -193,8 +193,8 @@ def _torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
         used = [option for option in used if option != "decoupled_weight_decay"]
     if used:
         raise ValueError(
-            f"{' and '.join(used)} of {group[CLASS]} cannot be exported, because PyTorch does not "
-            "know it: only a group without it can"
+            f"{' and '.join(used)} of {group[CLASS]} cannot be exported, because PyTorch has no "
+            "such option: only a group in which it is off can"
         )
     if is_positional(options.get("param_names", ())):
         options.pop("param_names", None)
