@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_averages_are_the_golden_numbers(decay, golden, ulps, device):
     _, _, history = averaged(MODELS, device, decay=decay)
     assert history[0] == 1
     np.testing.assert_array_max_ulp(np.float32(history), np.float32(golden), ulps)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_the_first_model_is_copied_whatever_the_average_was(decay, device):
+    param = Parameter(array([1e8, np.inf], device), name="w")
+    average = Average([param], decay)
+    param.data[...] = 1.0
+    average.update()
+    assert numbers(average) == [1.0, 1.0]
 
 
 def test_a_function_gives_the_decay_by_the_number_of_models(device):
@@ -122,6 +132,17 @@ def test_parameters_and_their_gradients_stay_as_they_are(device):
     average.update()
     assert (param.data is data, param.grad is grad) == (True, True)
     assert (values(param), host(grad).tolist()) == ([1.0, -2.0], [3.0, 4.0])
+
+
+def test_an_average_holds_no_array_that_its_parameter_let_go(device):
+    param = Foreign(array([1.0], device))
+    average = Average([("w", param)])
+    average.update()
+    let_go = weakref.ref(param.data)
+    param.data = array([2.0], device)
+    assert let_go() is None
+    average.update()
+    assert numbers(average) == [1.5]
 
 
 def test_a_frozen_parameter_is_averaged_too(device):

@@ -101,6 +101,13 @@ def test_an_exported_group_has_the_options_of_pytorch_and_no_others(name, option
 
 
 @pytest.mark.parametrize(("name", "options"), RESUMED, ids=str)
+def test_an_exported_state_has_the_slots_of_pytorch_and_no_others(name, options):
+    race = raced(name, options)
+    exported = pytorch.export(race.ours.state_dict())["state"][0]
+    assert exported.keys() == race.theirs.state_dict()["state"][0].keys()
+
+
+@pytest.mark.parametrize(("name", "options"), RESUMED, ids=str)
 def test_options_that_say_how_pytorch_runs_are_dropped_whatever_they_are(name, options):
     race = raced(name, options)
     saved = race.theirs.state_dict()
