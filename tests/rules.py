@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lucid_gpu import Parameter, optim
+from lucid_gpu.averages.rule import Averaging
 from lucid_gpu.execution.rule import Storage
 from lucid_gpu.optim import FusedOptimizer
 from lucid_gpu.optim.core import tensors
@@ -61,9 +62,9 @@ def optimizers() -> list[type[FusedOptimizer]]:
 
 
 def rules() -> list[type[FusedOptimizer]]:
-    """Return one optimizer for each kernel source: AdamW steps by Adam's."""
+    """Return one optimizer for each kernel source, that of averages too: AdamW steps by Adam's."""
     by_kernel: dict[Any, type[FusedOptimizer]] = {}
-    for kind in optimizers():
+    for kind in [*optimizers(), Averaging]:
         by_kernel.setdefault(kind.kernel, kind)
     return list(by_kernel.values())
 

@@ -19,6 +19,7 @@ ROOMS = (
     "lucid_gpu/optim/core",
     "lucid_gpu/checkpoint",
     "lucid_gpu/command",
+    "lucid_gpu/averages",
     "lucid_gpu/schedules",
     "lucid_gpu/schedules/pytorch",
 )

@@ -22,6 +22,7 @@ LAYERS = {
     "flatten": {"device", "parameter"},
     "execution": {"device", "disk_cache"},
     "optim": {"device", "parameter", "execution"},
+    "averages": {"device", "parameter", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
 }

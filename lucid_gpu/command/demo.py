@@ -30,7 +30,20 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": lambda params: optim.Adam(params, lr=2e-3),
     "adamw": lambda params: optim.AdamW(params, lr=2e-3),
     "sgd": lambda params: optim.SGD(params, lr=0.05, momentum=0.9),
+    "adadelta": lambda params: optim.Adadelta(params, lr=1.0),
+    "adagrad": lambda params: optim.Adagrad(params, lr=2e-2),
+    "adamax": lambda params: optim.Adamax(params, lr=5e-3),
+    "adamw_schedule_free": lambda params: optim.AdamWScheduleFree(params, lr=5e-3),
+    "adan": lambda params: optim.Adan(params, lr=5e-3),
+    "asgd": lambda params: optim.ASGD(params, lr=0.5),
+    "lion": lambda params: optim.Lion(params, lr=3e-4, weight_decay=1.0),
+    "nadam": lambda params: optim.NAdam(params, lr=2e-3),
+    "radam": lambda params: optim.RAdam(params, lr=5e-3),
+    "rmsprop": lambda params: optim.RMSprop(params, lr=2e-3),
+    "sgd_schedule_free": lambda params: optim.SGDScheduleFree(params, lr=1.0),
 }
+"""All but Rprop, which takes the noise of mini-batches for changes of sign."""
+
 CONSTANT = "constant"
 SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {
     CONSTANT: lambda _: schedules.Constant(1.0, 0),
@@ -211,7 +224,13 @@ class Run:
     def end_epoch(self, train_set: Digits, test_set: Digits) -> None:
         """Turn the totals of the epoch into an entry of the history."""
         loss, correct = (self.totals / len(train_set)).tolist()
-        test = self.model.accuracy(test_set)
+        free = self.optimizer
+        if isinstance(free, optim.AdamWScheduleFree | optim.SGDScheduleFree):
+            free.eval()
+            test = self.model.accuracy(test_set)
+            free.train()
+        else:
+            test = self.model.accuracy(test_set)
         self.history.append({"loss": loss, "train": correct, "test": test})
         self.totals[...] = 0
 

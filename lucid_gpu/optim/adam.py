@@ -10,6 +10,7 @@ import numpy as np
 
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 
 
 class Adam(FusedOptimizer):
@@ -63,6 +64,7 @@ class Adam(FusedOptimizer):
     kernel = "adam"
     functor = "Adam"
     slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    counterpart = Counterpart(spelled={"amsgrad": {False: False, "raw": True}})
     switches = {"amsgrad": (False, True, "raw")}  # noqa: RUF012 - declared by the base class
     scratch = 2
 

@@ -9,7 +9,18 @@ import numpy as np
 
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 from lucid_gpu.optim.core.slots import copy_beside
+
+
+def _eta(options: Mapping[str, Any], t: int) -> float:
+    lr, lambd = options["lr"], options["lambd"]
+    eta: float = lr / (1 + lambd * lr * (t - 1)) ** options["alpha"]
+    return eta
+
+
+def _mu(options: Mapping[str, Any], t: int) -> float:
+    return 1 / float(max(1, t - 1 - options["t0"]))
 
 
 class ASGD(FusedOptimizer):
@@ -57,6 +68,7 @@ class ASGD(FusedOptimizer):
     kernel = "asgd"
     functor = "ASGD"
     slots = ("ax",)
+    counterpart = Counterpart(worked_out={"eta": _eta, "mu": _mu})
     scratch = 1
     decay = "l2"
 
@@ -108,9 +120,8 @@ class ASGD(FusedOptimizer):
     @staticmethod
     def scalars(options: Mapping[str, Any], t: int) -> ASGD.Scalars:
         """Return the constants of a step."""
-        lr, lambd = options["lr"], options["lambd"]
-        eta = lr / (1 + lambd * lr * (t - 1)) ** options["alpha"]
-        return ASGD.Scalars(1 - lambd * eta, eta, 1 / max(1, t - 1 - options["t0"]))
+        eta = _eta(options, t)
+        return ASGD.Scalars(1 - options["lambd"] * eta, eta, _mu(options, t))
 
     @staticmethod
     def update(k: Scalars, _: Any, /, param: Any, g: Any, average: Any, a: Any) -> None:

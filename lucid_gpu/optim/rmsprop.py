@@ -9,6 +9,7 @@ import numpy as np
 
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 
 
 class RMSprop(FusedOptimizer):
@@ -59,6 +60,7 @@ class RMSprop(FusedOptimizer):
     kernel = "rmsprop"
     functor = "RMSprop"
     slots = ("square_avg", "grad_avg", "momentum_buffer")
+    counterpart = Counterpart(lacks=("eps_inside_sqrt",))
     switches = {"centered": (False, True), "momentum": (False, True)}  # noqa: RUF012 - of the base
     scratch = 2
 

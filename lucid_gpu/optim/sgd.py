@@ -9,6 +9,7 @@ import numpy as np
 
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 
 
 class SGD(FusedOptimizer):
@@ -59,6 +60,7 @@ class SGD(FusedOptimizer):
     kernel = "sgd"
     functor = "SGD"
     slots = ("momentum_buffer",)
+    counterpart = Counterpart(lacks=("dampen_first", "decoupled_weight_decay"), keeps_step=False)
     switches = {"momentum": ("none", "heavy_ball", "nesterov")}  # noqa: RUF012 - of the base class
     scratch = 2
 

@@ -135,7 +135,7 @@ def test_the_demo_draws_its_curves(finished, tmp_path) -> None:
         "demo --epochs x",
         "demo --epochs 1.5",
         "demo --seed -1",
-        "demo --optimizer lion",
+        "demo --optimizer rprop",
         "demo --schedule sine",
         "demo --device gpu",
         "demo --resume",

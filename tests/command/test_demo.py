@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_gpu import checkpoint
+from lucid_gpu import Parameter, checkpoint, optim
 from lucid_gpu.command import demo, display
+from tests import rules
 
 CHANGING = [name for name in demo.SCHEDULES if name != demo.CONSTANT]
 
@@ -70,9 +71,59 @@ def interrupted(directory: str | Path, batches: int, number: int = signal.SIGINT
         return train(directory, **options)
 
 
-@pytest.mark.parametrize("optimizer", demo.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_the_default_settings_recognize_97_percent(optimizer: str) -> None:
     assert train(optimizer=optimizer).history[-1]["test"] >= 0.97
+
+
+RECORDED = {
+    "adam": 0.966,
+    "adamw": 0.966,
+    "sgd": 0.969,
+    "adadelta": 0.958,
+    "adagrad": 0.967,
+    "adamax": 0.960,
+    "adamw_schedule_free": 0.968,
+    "adan": 0.968,
+    "asgd": 0.960,
+    "lion": 0.907,
+    "nadam": 0.964,
+    "radam": 0.952,
+    "rmsprop": 0.967,
+    "sgd_schedule_free": 0.968,
+}
+"""The accuracy after five epochs, the mean over five seeds."""
+
+SLACK = 0.01
+"""Of them, where a BLAS rounds otherwise: an image is 0.0006."""
+
+
+@pytest.mark.parametrize("optimizer", demo.OPTIMIZERS)
+def test_five_epochs_reach_the_recorded_accuracy_over_five_seeds(optimizer: str) -> None:
+    reached = [train(optimizer=optimizer, seed=s, epochs=5).history[-1]["test"] for s in range(5)]
+    assert np.mean(reached) >= RECORDED[optimizer] - SLACK
+
+
+def test_all_optimizers_are_offered_but_rprop() -> None:
+    offered = {type(make([Parameter([1.0])])) for make in demo.OPTIMIZERS.values()}
+    assert {rule for rule in rules.optimizers() if rule not in offered} == {optim.Rprop}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_schedule_free", "sgd_schedule_free"])
+def test_averages_are_judged_where_an_optimizer_keeps_them(monkeypatch, optimizer: str) -> None:
+    judged = []
+    accuracy = demo.Classifier.accuracy
+
+    def note_and_judge(model: demo.Classifier, digits: demo.Digits) -> float:
+        judged.append(model.parameters["output.weight"].data.copy())
+        return accuracy(model, digits)
+
+    monkeypatch.setattr(demo.Classifier, "accuracy", note_and_judge)
+    run = train(optimizer=optimizer, epochs=1)
+    weight = run.model.parameters["output.weight"]
+    assert not np.allclose(judged[0], weight.data, atol=1e-4)
+    run.optimizer.eval()
+    np.testing.assert_allclose(judged[0], weight.data, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", CHANGING)
@@ -344,7 +395,7 @@ def test_an_empty_directory_cannot_be_resumed(tmp_path: Path) -> None:
     [
         [1, 2],
         {"step": 3},
-        {"settings": {**demo.DEFAULTS, "optimizer": "lion"}, "step": 3},
+        {"settings": {**demo.DEFAULTS, "optimizer": "rprop"}, "step": 3},
         {"settings": {**demo.DEFAULTS, "schedule": "sine"}, "step": 3},
     ],
 )

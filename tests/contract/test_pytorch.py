@@ -348,7 +348,7 @@ def test_a_state_dict_of_another_rule_of_pytorch_is_refused():
 UNKNOWN_TO_PYTORCH = [
     (optim.Adam, {"amsgrad": True}, "amsgrad='raw' can be exported"),
     (optim.SGD, {"momentum": 0.9, "dampen_first": True}, "dampen_first"),
-    (optim.SGD, {"weight_decay": 0.1, "decoupled_weight_decay": True}, "decoupled weight decay"),
+    (optim.SGD, {"weight_decay": 0.1, "decoupled_weight_decay": True}, "decoupled_weight_decay"),
 ]
 
 

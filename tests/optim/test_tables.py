@@ -5,18 +5,19 @@ from __future__ import annotations
 import inspect
 import re
 
-import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import optim
+from lucid_gpu.device.arrays import is_array
 from lucid_gpu.optim.core.fused import FRAME_DEFAULTS
 from tests import rules
+from tests.contract.support import trained
 from tests.documents import ROOT
 
 ROWS = [
     re.findall(r"(?<=\|) (.*?) (?=\|)", line)
     for line in (ROOT / "docs" / "optimizers.md").read_text("utf-8").splitlines()
-    if line.startswith("| `")
+    if line.startswith(("| `", "| the same"))
 ]
 FRAME = ("params", *FRAME_DEFAULTS)
 
@@ -45,18 +46,50 @@ def test_the_arguments_and_their_defaults_are_those_of_the_class(rule):
 
 
 @every_optimizer
-def test_slots_and_bytes_are_those_of_a_step(rule, capsys):
-    _, slots, kept, moved, launches = rows(rule, 5)[0]
-    param = Parameter(np.ones(3, np.float32))
-    param.grad = np.ones(3, np.float32)
-    optimizer = rule([param])
+def test_slots_and_bytes_are_those_of_a_step(rule, emulated, capsys):
+    _, slots, *numbers = rows(rule, 5)[0]
+    names, told = kept(rule, {}, emulated, capsys)
+    assert set(re.findall(r"\w+", slots)) - {"none", "the", "number", "numbers"} == names
+    assert numbers == told
+
+
+MORE = {
+    "the same with `amsgrad`": (optim.Adam, [{"amsgrad": True}, {"amsgrad": "raw"}]),
+    "`SGD` with `momentum`": (optim.SGD, [{"momentum": 0.9}]),
+    "`RMSprop` with `centered` or `momentum`": (
+        optim.RMSprop,
+        [{"centered": True}, {"momentum": 0.9}],
+    ),
+    "`RMSprop` with both": (optim.RMSprop, [{"centered": True, "momentum": 0.9}]),
+}
+
+
+def test_every_row_of_slots_and_bytes_is_held_to_the_classes():
+    firsts = {rows(rule, 5)[0][0].split(",")[0] for rule in rules.optimizers()} - {"AdamW"}
+    told = [row[0] for row in ROWS if len(row) == 5]
+    assert {name.replace("`", "").split(",")[0] for name in told if name not in MORE} == firsts
+    assert set(told) >= set(MORE)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_slots_and_bytes_of_variants_are_those_of_a_step(name, emulated, capsys):
+    rule, variants = MORE[name]
+    ((_, _, *numbers),) = [row for row in ROWS if len(row) == 5 and row[0] == name]
+    for options in variants:
+        _, told = kept(rule, options, emulated, capsys)
+        assert numbers == told
+
+
+def kept(rule, options, machine, capsys):
+    """The names of all slots but `step`, and bytes kept, bytes moved and launches as told."""
+    param = trained([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], "cuda:0")
+    optimizer = rule([param], **options)
     optimizer.step()
-    arrays = {name: a for name, a in optimizer.state[param].items() if hasattr(a, "nbytes")}
-    numbers = set(optimizer.state[param]) - set(arrays) - {"step"}
-    assert set(re.findall(r"\w+", slots)) - {"none", "the", "number", "numbers"} == (
-        set(arrays) | numbers
-    )
-    assert int(kept) == sum(array.nbytes for array in arrays.values()) // 3
+    machine.record.launches.clear()
+    optimizer.step()
+    slots = {name: slot for name, slot in optimizer.state[param].items() if name != "step"}
+    arrays = [slot.nbytes for slot in slots.values() if is_array(slot)]
+    capsys.readouterr()
     optimizer.explain()
-    assert f"\n  {moved} bytes moved per element" in capsys.readouterr().out
-    assert launches == "1"
+    (moved,) = re.findall(r"(\d+) bytes moved per element", capsys.readouterr().out)
+    return set(slots), [str(sum(arrays) // 3), moved, str(len(machine.record.launches))]

@@ -15,6 +15,7 @@ from lucid_gpu.optim.core.explain import described_own
 from lucid_gpu.optim.core.hooked import Hooked, replaced
 from lucid_gpu.optim.core.placed import Placed
 from lucid_gpu.optim.core.placement import Placement
+from lucid_gpu.optim.core.pytorch import Counterpart, note_counterpart
 from lucid_gpu.optim.core.state import State
 from lucid_gpu.optim.core.tensors import (
     Declared,
@@ -52,6 +53,8 @@ class Optimizer(Hooked, Placed):
             parameter: loading checks them. None if it does not say; then only the shapes of slots
             that are there already are compared.
         streams_state: whether a step can bring the state of parameters on a GPU from the host.
+        counterpart: what PyTorch's class of the same name writes otherwise in its state dicts, a
+            :class:`~lucid_gpu.optim.core.pytorch.Counterpart`.
 
     Raises:
         TypeError: ``params`` is no ordered collection of parameters, or ``defaults`` no dict.
@@ -82,6 +85,7 @@ class Optimizer(Hooked, Placed):
     requires_parameters: ClassVar[bool] = True
     streams_state: ClassVar[bool] = False
     slots: ClassVar[tuple[str, ...] | None] = None
+    counterpart: ClassVar[Counterpart] = Counterpart()
     _transient: ClassVar[dict[str, Any]] = {}
     """What no copy takes along, and what it has instead."""
 
@@ -92,6 +96,7 @@ class Optimizer(Hooked, Placed):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        note_counterpart(cls.__name__, cls.counterpart)
         if cls.step is not Optimizer.step and not getattr(cls.step, "hooked", False):
             cls.step = cls.profile_hook_step(cls.step)  # type: ignore[method-assign]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from lucid_gpu.optim.core.checks import python_numbers
 from lucid_gpu.optim.core.matching import Match, match_groups
 from lucid_gpu.optim.core.slots import copy_apart
 from lucid_gpu.optim.core.state import State
+from lucid_gpu.optim.core.tensors import Declared
 from lucid_gpu.optim.core.tree import check_depth, copy_tree, is_plain
 
 
@@ -29,6 +30,11 @@ class Optimizer(Protocol):
 
     param_groups: list[dict[str, Any]]
     state: State
+    counterpart: ClassVar[pytorch.Counterpart]
+
+    def declared_slots(self) -> dict[str, Declared] | None:
+        """Return the slots that the state of a parameter may have; None if that is unknown."""
+        ...
 
     def require_valid(self, options: Mapping[str, Any]) -> None:
         """Raise if an option is out of bounds."""
@@ -118,7 +124,12 @@ def restore(
     """Load ``state_dict`` into ``optimizer``, or raise and leave it as it was."""
     _check_form(state_dict)
     if pytorch.is_pytorch(state_dict):
-        state_dict = pytorch.translate(state_dict)
+        numbers = [
+            name
+            for name, slot in (optimizer.declared_slots() or {}).items()
+            if slot.kind == "number"
+        ]
+        state_dict = pytorch.translate(state_dict, optimizer.counterpart, numbers)
     report = Report(_class_problems(optimizer, state_dict))
     matches = match_groups(optimizer.param_groups, state_dict["param_groups"], report.problems)
     prepared = [

@@ -80,7 +80,7 @@ momentum are in :mod:`lucid_gpu.optim.dialects.tiny_pytorch`. Its import line be
     >>> optimizer.state_dict()
     {'state': {}, 'param_groups': []}
 
-**PyTorch** (``torch.optim``): the arguments of ``Adam``, ``AdamW`` and ``SGD`` are the same, apart
-from ``amsgrad="raw"``; ``load_state_dict`` takes PyTorch's state dicts, and
+**PyTorch** (``torch.optim``): the arguments of the classes that both have are the same, apart from
+``amsgrad="raw"`` of ``Adam`` and ``AdamW``; ``load_state_dict`` takes PyTorch's state dicts, and
 :func:`lucid_gpu.optim.core.pytorch.export` writes them.
 """

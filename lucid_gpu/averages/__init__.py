@@ -1,0 +1,5 @@
+"""Running averages of parameters."""
+
+from lucid_gpu.averages.average import Average
+
+__all__ = ["Average"]
