@@ -18,7 +18,7 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import building, plan, strided
+from lucid_gpu.execution import building, cuda_sums, plan, strided, sums
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
 from tests.emulation import nvrtc
@@ -81,6 +81,8 @@ def _kernels_are_compiled_together() -> None:
         COMPILER.expect(joined("rule", rule.kernel, "fused_step"), nvrtc.entries(fused))
         single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
+    measures = [cuda_sums.kernel_name(dtype) for dtype in sums.TYPES]
+    COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "fold"]))
 
 
 @pytest.fixture(scope="session", autouse=True)
