@@ -18,17 +18,21 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import building, cuda_sums, plan, strided, sums
+from lucid_gpu.execution import building, cuda_sums, plan, strided
 from lucid_gpu.execution.sources import joined
 from tests import emulation, rules
 from tests.emulation import nvrtc
 from tests.emulation.compiler import COMPILER
+from tests.execution import sums_oracle
 
 # For pytest-timeout, and by way of the environment: the ini file could not name an option of a
 # plugin that some environments, such as one made for GPUs alone, do not have.
 os.environ.setdefault("PYTEST_TIMEOUT", "600")
 
 os.environ.setdefault("LUCID_GPU_CPU", "numpy")
+
+FULL = [np.dtype(np.float32), np.dtype(np.float64)]
+"""The dtypes that kernels write."""
 
 
 @pytest.fixture
@@ -81,8 +85,10 @@ def _kernels_are_compiled_together() -> None:
         COMPILER.expect(joined("rule", rule.kernel, "fused_step"), nvrtc.entries(fused))
         single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
-    measures = [cuda_sums.kernel_name(dtype) for dtype in sums.TYPES]
+    measures = [cuda_sums.kernel_name(sums_oracle.dtype(name)) for name in sums_oracle.DTYPES]
     COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "fold"]))
+    changes = [cuda_sums.change_name(how, dtype) for how in cuda_sums.CHANGES for dtype in FULL]
+    COMPILER.expect(cuda_sums.change_source(), nvrtc.entries(changes))
 
 
 @pytest.fixture(scope="session", autouse=True)

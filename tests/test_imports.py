@@ -22,6 +22,7 @@ LAYERS = {
     "flatten": {"device", "parameter"},
     "execution": {"device", "disk_cache"},
     "optim": {"device", "parameter", "execution"},
+    "gradients": {"device", "execution", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
 }

@@ -41,7 +41,7 @@ class CpuSums:
 
     Args:
         sizes: how many elements each gradient has.
-        dtypes: of each, one of :data:`sums.TYPES`.
+        dtypes: of each, as :func:`sums.is_measurable` says.
 
     Attributes:
         sums: of each gradient, float64.
@@ -51,7 +51,7 @@ class CpuSums:
     """
 
     def __init__(self, sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> None:
-        self._types = np.array([list(sums.TYPES).index(dtype) for dtype in dtypes], np.int32)
+        self._types = np.array([list(sums.TYPES).index(dtype.name) for dtype in dtypes], np.int32)
         self._plan = sums.plan_sums(sizes, dtypes)
         chunks = len(self._plan.chunks)
         self._chunk_sums = np.zeros(chunks)

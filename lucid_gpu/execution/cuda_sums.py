@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,22 @@ MEASURED = np.dtype(
 FOLDED = np.dtype([(name, "u8") for name in ("sums", "counts", "ranges", "to_sums", "to_counts")])
 """What their results are folded with: ``Folded``."""
 
+CHANGED = np.dtype(
+    [(name, "u8") for name in ("chunks", "grads", "layouts", "axes", "factor")] + [("number", "f8")]
+)
+"""What gradients are changed with: ``Changed`` of ``kernels/scale.cuh``."""
+
+CHANGES = {"scale": "Scale", "bound": "Bound"}
+
+
+class _Run(NamedTuple):
+    """A launch over the chunks of one dtype."""
+
+    dtype: np.dtype[Any]
+    argument: np.ndarray[Any, Any]
+    kernel: Any
+    blocks: int
+
 
 class CudaSums:
     """Sums of squares of CuPy arrays of one device, and counts of elements that are not finite.
@@ -34,7 +50,7 @@ class CudaSums:
     Args:
         home: the device.
         sizes: how many elements each gradient has.
-        dtypes: of each, one of :data:`sums.TYPES`.
+        dtypes: of each, as :func:`sums.is_measurable` says.
         made: on which devices and streams gradients were made, as far as is known.
 
     Attributes:
@@ -72,7 +88,7 @@ class CudaSums:
             self._numbers = self._table.host[8 * len(sizes) :].view(np.int32)
             self._axes: StagedTable | None = None
             self._records = self._layouts.records
-            self._measures = [self._measure(*run) for run in plan.runs if run[1] < run[2]]
+            self._runs = [self._run(*run) for run in plan.runs if run[1] < run[2]]
             self._folds = [
                 self._fold(int(ends[level]), levels[level + 1], levels[level])
                 for level in range(3)
@@ -121,6 +137,29 @@ class CudaSums:
         with gpu.on(self._home):
             self._launch(self._use.stream())
 
+    def change(self, how: str, number: Any) -> None:
+        """Change the gradients that were taken, in place; those of 16 bits are left as they are.
+
+        Args:
+            how: ``"scale"`` multiplies by the number, ``"bound"`` keeps from −number to number.
+            number: a float64 of the device, in an array, or a float; it is rounded once to the
+                dtype of each gradient.
+        """
+        with gpu.on(self._home):
+            self.upload()
+            stream = self._use.stream()
+            for run in self._runs:
+                if run.dtype.itemsize == 2:
+                    continue
+                argument = np.zeros((), CHANGED)
+                for name in ("chunks", "grads", "layouts", "axes"):
+                    argument[name] = run.argument[name]
+                is_here = not isinstance(number, float)
+                argument["factor" if is_here else "number"] = number.data.ptr if is_here else number
+                kernel = kernels.kernel(change_source(), change_name(how, run.dtype))
+                by_value = argument.view(f"V{CHANGED.itemsize}")
+                kernel((run.blocks,), (sums.LANES,), (by_value,), stream=stream)
+
     def _set(self, places: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int32]) -> None:
         if np.array_equal(places, self._grads) and np.array_equal(numbers, self._numbers):
             return
@@ -132,14 +171,14 @@ class CudaSums:
         content = records.view(np.uint8)
         if self._axes is None or len(self._axes.host) < len(content):
             self._axes = StagedTable(2 * len(content), self._use)
-            for argument, _, _ in self._measures:
-                argument["axes"] = self._axes.device.data.ptr
+            for run in self._runs:
+                run.argument["axes"] = self._axes.device.data.ptr
         self._axes.host[: len(content)] = content
         self._axes.upload(0, len(content), self._use.stream())
         self._records = records
 
-    def _measure(self, dtype: np.dtype[Any], begin: int, end: int) -> tuple[Any, Any, int]:
-        """Return what chunks of a dtype are measured with, by what, and how many there are."""
+    def _run(self, dtype: np.dtype[Any], begin: int, end: int) -> _Run:
+        """Return the launch that measures the chunks of a dtype."""
         own_sums, own_counts, _, chunks = self._memory
         argument = np.zeros((), MEASURED)
         table = self._table.device.data.ptr
@@ -148,7 +187,8 @@ class CudaSums:
         argument["layouts"] = table + self._grads.nbytes
         argument["sums"] = own_sums.data.ptr + begin * own_sums.itemsize
         argument["counts"] = own_counts.data.ptr + begin * own_counts.itemsize
-        return argument, kernels.kernel(source(), kernel_name(dtype)), end - begin
+        kernel = kernels.kernel(source(), kernel_name(dtype))
+        return _Run(dtype, argument, kernel, end - begin)
 
     def _fold(self, end: int, blocks: int, values: int) -> tuple[Any, int]:
         """Return what values up to some end are folded with, and by how many blocks."""
@@ -163,9 +203,9 @@ class CudaSums:
         return argument.view(f"V{FOLDED.itemsize}"), blocks
 
     def _launch(self, stream: Any) -> None:
-        for argument, kernel, blocks in self._measures:
-            by_value = argument.view(f"V{MEASURED.itemsize}")
-            kernel((blocks,), (sums.LANES,), (by_value,), stream=stream)
+        for run in self._runs:
+            by_value = run.argument.view(f"V{MEASURED.itemsize}")
+            run.kernel((run.blocks,), (sums.LANES,), (by_value,), stream=stream)
         for by_value, blocks in self._folds:
             self._kernel((blocks,), (sums.LANES,), (by_value,), stream=stream)
 
@@ -177,4 +217,29 @@ def source() -> str:
 
 def kernel_name(dtype: np.dtype[Any]) -> str:
     """Return the name expression of the kernel that measures gradients of a dtype."""
-    return f"measure<{sums.TYPES[dtype]}>"
+    return f"measure<{sums.TYPES[dtype.name]}>"
+
+
+def change_source() -> str:
+    """Return the text that has the kernels that change gradients."""
+    return joined("rule", "half", "sums", "scale")
+
+
+def change_name(how: str, dtype: np.dtype[Any]) -> str:
+    """Return the name expression of the kernel that changes gradients of a dtype."""
+    return f"change<{CHANGES[how]}, {sums.TYPES[dtype.name]}>"
+
+
+def total_of(values: Any, home: str) -> Any:
+    """Return the sums of tensors, on a device, folded to one: an array of one element there."""
+    with gpu.on(home):
+        cp = gpu.cupy()
+        counts, total = cp.zeros(len(values) + 1, np.int64), cp.zeros(1)
+        ranges = cp.array(np.array([[0, len(values)]], np.int64))
+        argument = np.zeros((), FOLDED)
+        argument["sums"], argument["counts"] = values.data.ptr, counts.data.ptr
+        argument["ranges"], argument["to_sums"] = ranges.data.ptr, total.data.ptr
+        argument["to_counts"] = counts.data.ptr + len(values) * counts.itemsize
+        by_value = argument.view(f"V{FOLDED.itemsize}")
+        kernels.kernel(source(), "fold")((1,), (sums.LANES,), (by_value,))
+    return total

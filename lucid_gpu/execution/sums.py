@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -36,16 +35,16 @@ MOST_LAYOUTS = 1024
 AXES = np.dtype([("rank", "i8"), ("extent", "i8", (MOST_AXES,)), ("stride", "i8", (MOST_AXES,))])
 """How a tensor is walked that is not contiguous: ``Axes``."""
 
-TYPES = {
-    np.dtype(np.float32): "float",
-    np.dtype(np.float64): "double",
-    np.dtype(np.float16): "Float16",
-    np.dtype(ml_dtypes.bfloat16): "BFloat16",
-}
-"""The dtypes that gradients may have, and how kernels call them."""
+TYPES = {"float32": "float", "float64": "double", "float16": "Float16", "bfloat16": "BFloat16"}
+"""The dtypes that gradients may have, by name, and how kernels call them."""
 
 Ranges = npt.NDArray[np.int64]
 """Rows of begin and end: which values are folded to one."""
+
+
+def is_measurable(dtype: np.dtype[Any]) -> bool:
+    """Say whether arrays of a dtype can be measured."""
+    return dtype.isnative and dtype.name in TYPES
 
 
 class SumPlan(NamedTuple):

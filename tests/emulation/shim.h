@@ -50,6 +50,16 @@ static T __ldg(const T* from) {
   return __ldcs(from);
 }
 
+template <typename T>
+static T __ldcg(const T* from) {
+  return __ldcs(from);
+}
+
+template <typename T>
+static void __stcg(T* to, T value) {
+  __stcs(to, value);
+}
+
 static inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
 namespace emulation {

@@ -159,3 +159,4 @@ def test_records_lie_as_the_structs_of_the_kernels():
         "sizeof(Range) == 16",
     ]
     compiles_text(cuda_sums.source(), claims)
+    compiles_text(cuda_sums.change_source(), layout_claims(cuda_sums.CHANGED, "Changed"))

@@ -46,6 +46,8 @@ def measure(rng: np.random.Generator) -> None:
     sums.take(grads)
     sums.run()
     assert sums_oracle.results(sums, host) == sums_oracle.described(grads, host)
+    for how in cuda_sums.CHANGES:
+        sums.change(how, 0.5)
 
 
 def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Tensor:

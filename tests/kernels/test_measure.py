@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from lucid_gpu.execution import cuda_sums, sums
+from tests.execution import sums_oracle
 from tests.kernels.nvrtc import architectures, compile_kernels
 
-KINDS = [cuda_sums.kernel_name(dtype) for dtype in sums.TYPES]
-every_kind = pytest.mark.parametrize("dtype", sums.TYPES, ids=str)
+DTYPES = [sums_oracle.dtype(name) for name in sums.TYPES]
+KINDS = [cuda_sums.kernel_name(dtype) for dtype in DTYPES]
+CHANGES = [
+    cuda_sums.change_name(how, np.dtype(dtype))
+    for how in cuda_sums.CHANGES
+    for dtype in ("f4", "f8")
+]
+every_kind = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_architecture = pytest.mark.parametrize("architecture", architectures(3))
 
 
@@ -21,9 +28,14 @@ def built(architecture):
     return compile_kernels(cuda_sums.source(), [*KINDS, "fold"], architecture)
 
 
+@cache
+def built_to_change(architecture):
+    return compile_kernels(cuda_sums.change_source(), CHANGES, architecture)
+
+
 @every_architecture
 def test_registers_hold_everything(architecture):
-    for kernel in built(architecture).values():
+    for kernel in [*built(architecture).values(), *built_to_change(architecture).values()]:
         assert kernel.local == 0
         assert ".local" not in kernel.ptx
 
@@ -47,3 +59,11 @@ def test_only_what_is_exact_is_multiplied_and_added_at_once(architecture):
 @every_architecture
 def test_subnormal_numbers_are_kept(architecture):
     assert all(".ftz" not in kernel.ptx for kernel in built(architecture).values())
+
+
+@every_architecture
+def test_gradients_are_changed_16_bytes_at_a_time_with_subnormal_numbers_kept(architecture):
+    for kernel in built_to_change(architecture).values():
+        for access in ("ld", "st"):
+            assert re.search(rf"{access}\.global\.cg\.v4\.[ub]32", kernel.ptx)
+        assert ".ftz" not in kernel.ptx
