@@ -51,7 +51,8 @@ class CpuSums:
     """
 
     def __init__(self, sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> None:
-        self._types = np.array([list(sums.TYPES).index(dtype.name) for dtype in dtypes], np.int32)
+        names = list(sums.TYPES)
+        self._types = np.array([names.index(dtype.name) for dtype in dtypes], np.int32)
         self._plan = sums.plan_sums(sizes, dtypes)
         chunks = len(self._plan.chunks)
         self._chunk_sums = np.zeros(chunks)

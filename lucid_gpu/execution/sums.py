@@ -10,6 +10,7 @@ alignment, strides, threads and launches change no bit, and these numbers are pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ Ranges = npt.NDArray[np.int64]
 """Rows of begin and end: which values are folded to one."""
 
 
+@cache
 def is_measurable(dtype: np.dtype[Any]) -> bool:
     """Say whether arrays of a dtype can be measured."""
     return dtype.isnative and dtype.name in TYPES

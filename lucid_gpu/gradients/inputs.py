@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lucid_gpu.device import gpu
-from lucid_gpu.device.arrays import address, as_array, device_of, kind_of
+from lucid_gpu.device.arrays import as_array, device_of, is_writable, kind_of
 from lucid_gpu.execution import sums
 from lucid_gpu.optim.core.checks import python_number
 from lucid_gpu.optim.core.groups import is_parameter, named
@@ -35,7 +35,7 @@ def gradients_of(parameters: Any, what: str, is_written: bool) -> tuple[list[str
         if grad is not None:
             label = f"the gradient of parameter {name!r}"
             grad = float_array(label, grad)
-            if is_written:
+            if is_written and not (grad.flags.c_contiguous and is_writable(grad)):
                 require(unwritable(label, grad))
             homes.add(device_of(grad))
         grads.append(grad)
@@ -85,9 +85,9 @@ def float_array(label: str, value: Any) -> Any:
     """
     array = as_array(value)
     if array is None or not sums.is_measurable(array.dtype):
-        found = kind_of(value) if array is None else f"array of {array.dtype}"
+        found = f"a {kind_of(value)}" if array is None else f"an array of {array.dtype}"
         raise TypeError(
-            f"{label} is a {found}: it must be an array of float16, bfloat16, float32 or float64"
+            f"{label} is {found}: it must be an array of float16, bfloat16, float32 or float64"
         )
     return array
 
@@ -113,10 +113,10 @@ def nonnegative(name: str, value: Any) -> float:
 
 def _require_apart(names: Sequence[str], grads: Sequence[Any]) -> None:
     """Raise ValueError if two parameters have one gradient, which would be changed twice."""
-    first_at: dict[tuple[str, int], int] = {}
+    first_of: dict[int, int] = {}
     for position, grad in enumerate(grads):
         if grad is not None and grad.size:
-            first = first_at.setdefault((device_of(grad), address(grad)), position)
+            first = first_of.setdefault(id(grad), position)
             if first != position:
                 raise ValueError(
                     f"parameters {names[first]!r} and {names[position]!r} have the same gradient, "

@@ -330,7 +330,7 @@ def test_a_gradient_that_cannot_be_clipped_is_named_and_none_is_changed():
     locked = np.ones(2)
     locked.flags.writeable = False
     for grad, error, words in [
-        (np.ones(2, "i4"), TypeError, "'odd' is a array of int32|'odd' is an array of int32"),
+        (np.ones(2, "i4"), TypeError, "'odd' is an array of int32"),
         ([1.0], TypeError, "'odd' is a list"),
         (np.ones(2, ">f4"), TypeError, "array of >f4"),
         (locked, ValueError, "'odd' is read-only"),
