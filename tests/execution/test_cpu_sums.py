@@ -36,6 +36,14 @@ def test_sums_and_counts_are_those_of_a_plain_loop(rng):
 
 
 @pytest.mark.usefixtures("code")
+def test_many_chunks_follow_the_order(rng):
+    """In one of ten chunks, another order of lanes changes the last bit."""
+    grads = list(rng.normal(size=(100, 4096)))
+    expected = oracle.bits([oracle.tensor(grad) for grad in grads])
+    assert oracle.bits(measured(grads).sums) == expected
+
+
+@pytest.mark.usefixtures("code")
 def test_a_tensor_of_several_pages_is_folded_page_by_page(rng):
     grads = [rng.normal(size=4096 * 256 + 4097).astype("float32"), np.ones(3, "float32")]
     assert oracle.results(measured(grads), host) == oracle.described(grads, host)

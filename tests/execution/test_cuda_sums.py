@@ -34,6 +34,13 @@ def test_sums_and_counts_are_those_of_a_plain_loop(accelerator, rng):
     assert oracle.results(measured(grads, accelerator), host) == oracle.described(grads, host)
 
 
+def test_many_chunks_follow_the_order(accelerator, rng):
+    """In one of ten chunks, another order of lanes changes the last bit."""
+    arrays = list(rng.normal(size=(100, 4096)))
+    own = measured(on_device(arrays, accelerator), accelerator)
+    assert oracle.bits(host(own.sums)) == oracle.bits([oracle.tensor(one) for one in arrays])
+
+
 def test_a_tensor_of_several_pages_is_folded_page_by_page(accelerator, rng):
     arrays = [rng.normal(size=4096 * 256 + 4097).astype("float32"), np.ones(3, "float32")]
     own = measured(on_device(arrays, accelerator), accelerator)

@@ -198,6 +198,16 @@ def test_the_host_waits_for_nothing_and_launches_do_not_grow_with_parameters(emu
     assert emulated.record.uploads == []
 
 
+def test_gradients_that_need_no_clipping_are_only_read(emulated):
+    own = params([np.ones(4096, "f4")], "cuda:0")
+    clip_grad_norm_(own, 1e9)
+    emulated.record = Record()
+    clip_grad_norm_(own, 1e9)
+    assert emulated.record.vectors == 4096 // 4
+    clip_grad_norm_(own, 1.0)
+    assert emulated.record.vectors == 4 * 4096 // 4
+
+
 def test_streams_do_not_share_results_and_calls_on_one_do(emulated):
     cp = gpu.cupy()
     grads = [param.grad for param in params([np.full(4, 2.0)], "cuda:0")]
