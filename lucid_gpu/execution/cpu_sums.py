@@ -33,7 +33,7 @@ ARGUMENT = np.dtype(
 
 def source() -> str:
     """Return the text whose library measures chunks."""
-    return joined("rule", "half", "sums", "host_step", "host_measure")
+    return joined("rule", "half", "sums", "host_look", "host_measure")
 
 
 class CpuSums:

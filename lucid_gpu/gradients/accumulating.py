@@ -57,7 +57,13 @@ def accumulate(parameters: Any, grads: Iterable[Any], weight: float = 1) -> None
         if grad is None:
             continue
         label = f"the gradient of parameter {name!r}"
-        require(misfits(label, grad, as_array(param.data)))
+        require(misfits(label, grad, as_array(param.data), "shape", "device"))
+        wanted = _gradient_dtype(param)
+        if grad.dtype != wanted:
+            raise ValueError(
+                f"{label} has dtype {grad.dtype}, but must have {wanted}: "
+                f"cast it with .astype({wanted.name!r})"
+            )
         if not getattr(param, "requires_grad", True):
             raise ValueError(f"parameter {name!r} has requires_grad=False and takes no gradient")
         if param.grad is not None:
@@ -65,6 +71,13 @@ def accumulate(parameters: Any, grads: Iterable[Any], weight: float = 1) -> None
     for (_, param), grad in zip(pairs, given, strict=True):
         if grad is not None:
             _add(param, grad, number)
+
+
+def _gradient_dtype(param: Any) -> np.dtype[Any]:
+    """Return the dtype that the gradient of a parameter has, or must have."""
+    own = unstrange(param.grad)
+    asked = getattr(param, "grad_dtype", None) if own is None else own.dtype
+    return np.dtype(as_array(param.data).dtype if asked is None else asked)
 
 
 def _add(param: Any, grad: Any, weight: float) -> None:
