@@ -13,27 +13,34 @@ struct Changed {
   double number;
 };
 
-// x·f, as every element is by 1.
+__device__ __forceinline__ void put(float& to, float x) { to = x; }
+__device__ __forceinline__ void put(double& to, double x) { to = x; }
+__device__ __forceinline__ void put(BFloat16& to, float x) { round_to(to, x); }
+__device__ __forceinline__ void put(Float16& to, float x) { round_to(to, x); }
+
+// x·f, in float for 16 bits, as every element is by 1.
+template <typename G>
 struct Scale {
-  template <typename G>
-  static __device__ __forceinline__ bool leaves_all(G factor) {
-    return factor == 1;
-  }
-  template <typename G>
-  static __device__ __forceinline__ G of(G x, G factor) {
-    return x * factor;
-  }
+  decltype(in_registers(G{})) factor;
+
+  __device__ __forceinline__ explicit Scale(double number) : factor(number) {}
+  __device__ __forceinline__ bool leaves_all() const { return factor == 1; }
+  __device__ __forceinline__ void operator()(G& x) const { put(x, in_registers(x) * factor); }
 };
 
 // The nearest number from −bound to bound, and NaN of NaN.
+template <typename G>
 struct Bound {
-  template <typename G>
-  static __device__ __forceinline__ bool leaves_all(G) {
-    return false;
+  decltype(in_registers(G{})) bound;
+
+  __device__ __forceinline__ explicit Bound(double number) : bound(number) {
+    G stored;
+    put(stored, bound);
+    bound = in_registers(stored);
   }
-  template <typename G>
-  static __device__ __forceinline__ G of(G x, G bound) {
-    return minimum(maximum(x, -bound), bound);
+  __device__ __forceinline__ bool leaves_all() const { return false; }
+  __device__ __forceinline__ void operator()(G& x) const {
+    put(x, minimum(maximum(in_registers(x), -bound), bound));
   }
 };
 
@@ -42,15 +49,13 @@ __global__ void __launch_bounds__(kLanes) change(const __grid_constant__ Changed
   const Chunk chunk = argument.chunks[blockIdx.x];
   void* grad = argument.grads[chunk.tensor];
   const int layout = argument.layouts[chunk.tensor];
-  const G number = G(argument.factor ? *argument.factor : argument.number);
-  if (!grad || Change::leaves_all(number)) return;
+  const Change change(argument.factor ? *argument.factor : argument.number);
+  if (!grad || change.leaves_all()) return;
   if (layout) {
     const Axes& axes = argument.axes[layout - 1];
 #pragma unroll 1
-    for (int i = int(threadIdx.x); i < chunk.count; i += kLanes) {
-      G& element = *reinterpret_cast<G*>(static_cast<char*>(grad) + axes.offset(chunk.start + i));
-      element = Change::of(element, number);
-    }
+    for (int i = int(threadIdx.x); i < chunk.count; i += kLanes)
+      change(*reinterpret_cast<G*>(static_cast<char*>(grad) + axes.offset(chunk.start + i)));
     return;
   }
   constexpr int width = 16 / sizeof(G);
@@ -64,11 +69,10 @@ __global__ void __launch_bounds__(kLanes) change(const __grid_constant__ Changed
     G at[width];
     memcpy(at, &word, sizeof(word));
 #pragma unroll
-    for (int j = 0; j < width; ++j) at[j] = Change::of(at[j], number);
+    for (int j = 0; j < width; ++j) change(at[j]);
     memcpy(&word, at, sizeof(word));
     __stcg(place, word);
   }
 #pragma unroll 1
-  for (int i = body + int(threadIdx.x); i < chunk.count; i += kLanes)
-    elements[i] = Change::of(elements[i], number);
+  for (int i = body + int(threadIdx.x); i < chunk.count; i += kLanes) change(elements[i]);
 }

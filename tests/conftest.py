@@ -31,9 +31,6 @@ os.environ.setdefault("PYTEST_TIMEOUT", "600")
 
 os.environ.setdefault("LUCID_GPU_CPU", "numpy")
 
-FULL = [np.dtype(np.float32), np.dtype(np.float64)]
-"""The dtypes that kernels write."""
-
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
@@ -85,9 +82,10 @@ def _kernels_are_compiled_together() -> None:
         COMPILER.expect(joined("rule", rule.kernel, "fused_step"), nvrtc.entries(fused))
         single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
-    measures = [cuda_sums.kernel_name(sums_oracle.dtype(name)) for name in sums_oracle.DTYPES]
+    dtypes = [sums_oracle.dtype(name) for name in sums_oracle.DTYPES]
+    measures = map(cuda_sums.kernel_name, dtypes)
     COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "fold"]))
-    changes = [cuda_sums.change_name(how, dtype) for how in cuda_sums.CHANGES for dtype in FULL]
+    changes = itertools.starmap(cuda_sums.change_name, itertools.product(cuda_sums.CHANGES, dtypes))
     COMPILER.expect(cuda_sums.change_source(), nvrtc.entries(changes))
 
 

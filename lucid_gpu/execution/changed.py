@@ -1,4 +1,4 @@
-"""Gradients changed in place by array code: those on the CPU, and those of 16 bits anywhere."""
+"""Gradients on the CPU, changed in place."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu.device import gpu
 from lucid_gpu.execution import threads
 
 PIECE_ELEMENTS = 1 << 18
 """What a thread changes before it looks for more."""
 
 
-def change(grads: Sequence[Any], home: str, how: str, number: Any) -> None:
-    """Change arrays of a device in place.
+def change(grads: Sequence[Any], how: str, number: Any) -> None:
+    """Change NumPy arrays in place, as ``kernels/scale.cuh`` does.
 
     Args:
         grads: the arrays; none overlap.
-        home: where they are.
         how: ``"scale"`` multiplies by the number, ``"bound"`` keeps from −number to number.
-        number: a float64 of the device, in an array, or a float. It is rounded once to the dtype of
-            an array; to float32 for a product that is then rounded to 16 bits.
+        number: a float, or a float64 in an array. It is rounded once to the dtype of an array, or
+            for those of 16 bits to float32.
     """
-    xp, update = gpu.module(home), CHANGES[how]
-    if home != "cpu":
-        with gpu.on(home), np.errstate(all="ignore"):
-            for grad in grads:
-                update(xp, grad, number)
-        return
     if how == "scale" and number == 1:
         return  # as it is without a GPU, one may look
+    update = CHANGES[how]
     waiting = deque(piece for grad in grads for piece in _pieces(grad))
 
     def work(waiting: deque[Any]) -> None:
@@ -42,28 +35,31 @@ def change(grads: Sequence[Any], home: str, how: str, number: Any) -> None:
                     piece = waiting.popleft()
                 except IndexError:
                     return
-                update(xp, piece, number)
+                update(piece, _rounded(piece, number))
 
     if waiting:
         threads.together(min(threads.thread_count(), len(waiting)), work, waiting)
 
 
-def _scale(xp: Any, grad: Any, number: Any) -> None:
+def _rounded(grad: Any, number: Any) -> Any:
     dtype = np.float32 if grad.dtype.itemsize == 2 else grad.dtype
-    factor = xp.asarray(number).astype(dtype).reshape(())
-    if grad.dtype == dtype:
-        xp.multiply(grad, factor, out=grad)
+    return np.asarray(number).astype(dtype).reshape(())
+
+
+def _scale(grad: Any, factor: Any) -> None:
+    if grad.dtype == factor.dtype:
+        np.multiply(grad, factor, out=grad)
     else:
-        grad[...] = grad.astype(dtype) * factor
+        grad[...] = grad.astype(factor.dtype) * factor
 
 
-def _bound(xp: Any, grad: Any, number: Any) -> None:
-    bound = xp.asarray(number).astype(grad.dtype).reshape(())
-    xp.maximum(grad, -bound, out=grad)
-    xp.minimum(grad, bound, out=grad)
+def _bound(grad: Any, bound: Any) -> None:
+    own = bound.astype(grad.dtype)
+    np.maximum(grad, -own, out=grad)
+    np.minimum(grad, own, out=grad)
 
 
-CHANGES: dict[str, Callable[[Any, Any, Any], None]] = {"scale": _scale, "bound": _bound}
+CHANGES: dict[str, Callable[[Any, Any], None]] = {"scale": _scale, "bound": _bound}
 
 
 def _pieces(grad: Any) -> list[Any]:

@@ -138,19 +138,17 @@ class CudaSums:
             self._launch(self._use.stream())
 
     def change(self, how: str, number: Any) -> None:
-        """Change the gradients that were taken, in place; those of 16 bits are left as they are.
+        """Change the gradients that were taken, in place.
 
         Args:
             how: ``"scale"`` multiplies by the number, ``"bound"`` keeps from −number to number.
             number: a float64 of the device, in an array, or a float; it is rounded once to the
-                dtype of each gradient.
+                dtype of a gradient, or for those of 16 bits to float32.
         """
         with gpu.on(self._home):
             self.upload()
             stream = self._use.stream()
             for run in self._runs:
-                if run.dtype.itemsize == 2:
-                    continue
                 argument = np.zeros((), CHANGED)
                 for name in ("chunks", "grads", "layouts", "axes"):
                     argument[name] = run.argument[name]
@@ -227,7 +225,8 @@ def change_source() -> str:
 
 def change_name(how: str, dtype: np.dtype[Any]) -> str:
     """Return the name expression of the kernel that changes gradients of a dtype."""
-    return f"change<{CHANGES[how]}, {sums.TYPES[dtype.name]}>"
+    own = sums.TYPES[dtype.name]
+    return f"change<{CHANGES[how]}<{own}>, {own}>"
 
 
 def total_of(values: Any, home: str) -> Any:

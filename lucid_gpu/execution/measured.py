@@ -100,11 +100,10 @@ class Measured:
         """
         for home, grads, own in self._parts:
             here = number if isinstance(number, float) else transfer.to(number, home)
-            left = [grad for grad in grads if grad is not None]
             if isinstance(own, CudaSums):
                 own.change(how, here)
-                left = [grad for grad in left if grad.dtype.itemsize == 2]
-            changed.change(left, home, how, here)
+            else:
+                changed.change([grad for grad in grads if grad is not None], how, here)
 
 
 def _on_its_way(counts: Any, home: str) -> npt.NDArray[np.int64]:

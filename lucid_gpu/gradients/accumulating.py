@@ -77,7 +77,8 @@ def _gradient_dtype(param: Any) -> np.dtype[Any]:
     """Return the dtype that the gradient of a parameter has, or must have."""
     own = unstrange(param.grad)
     asked = getattr(param, "grad_dtype", None) if own is None else own.dtype
-    return np.dtype(unstrange(param.data).dtype if asked is None else asked)
+    dtype: np.dtype[Any] = unstrange(param.data).dtype if asked is None else asked
+    return dtype
 
 
 def _add(param: Any, grad: Any, weight: float) -> None:

@@ -14,11 +14,7 @@ from tests.kernels.nvrtc import architectures, compile_kernels
 
 DTYPES = [sums_oracle.dtype(name) for name in sums.TYPES]
 KINDS = [cuda_sums.kernel_name(dtype) for dtype in DTYPES]
-CHANGES = [
-    cuda_sums.change_name(how, np.dtype(dtype))
-    for how in cuda_sums.CHANGES
-    for dtype in ("f4", "f8")
-]
+CHANGES = [cuda_sums.change_name(how, dtype) for how in cuda_sums.CHANGES for dtype in DTYPES]
 every_kind = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_architecture = pytest.mark.parametrize("architecture", architectures(3))
 
