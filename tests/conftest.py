@@ -18,11 +18,12 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import building, plan, strided
+from lucid_gpu.execution import building, cuda_sums, plan, strided
 from lucid_gpu.execution.sources import step_source
 from tests import emulation, rules
 from tests.emulation import nvrtc
 from tests.emulation.compiler import COMPILER
+from tests.execution import sums_oracle
 
 # For pytest-timeout, and by way of the environment: the ini file could not name an option of a
 # plugin that some environments, such as one made for GPUs alone, do not have.
@@ -81,6 +82,11 @@ def _kernels_are_compiled_together() -> None:
         COMPILER.expect(step_source(rule.kernel, "fused_step"), nvrtc.entries(fused))
         single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
+    dtypes = [sums_oracle.dtype(name) for name in sums_oracle.DTYPES]
+    measures = map(cuda_sums.kernel_name, dtypes)
+    COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "fold"]))
+    changes = itertools.starmap(cuda_sums.change_name, itertools.product(cuda_sums.CHANGES, dtypes))
+    COMPILER.expect(cuda_sums.change_source(), nvrtc.entries(changes))
 
 
 @pytest.fixture(scope="session", autouse=True)

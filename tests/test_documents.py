@@ -17,6 +17,7 @@ ROOMS = (
     "lucid_gpu/device",
     "lucid_gpu/execution",
     "lucid_gpu/optim/core",
+    "lucid_gpu/gradients",
     "lucid_gpu/checkpoint",
     "lucid_gpu/command",
     "lucid_gpu/averages",

@@ -23,6 +23,7 @@ LAYERS = {
     "execution": {"device", "disk_cache"},
     "optim": {"device", "parameter", "execution"},
     "averages": {"device", "parameter", "optim"},
+    "gradients": {"device", "execution", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
 }

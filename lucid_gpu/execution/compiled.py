@@ -42,8 +42,8 @@ LOOK = ctypes.PYFUNCTYPE(
     ctypes.c_void_p,
     ctypes.c_void_p,
 )
-"""``look`` of the same file: called with the interpreter's lock held, so that no array goes away
-while it is looked at."""
+"""``look`` of ``kernels/host_look.cuh``: called with the interpreter's lock held, so that no array
+goes away while it is looked at."""
 
 HEAD_BYTES = object.__basicsize__
 """Of every Python object, before the fields of an array begin."""
@@ -55,7 +55,7 @@ def source(tensors: TensorGroup) -> str:
     types = plan.storage_types(storage)
     types += [plan.stored(rule, kind, storage) for kind in plan.distinct_variants(tensors)]
     entry = f"host_step<{', '.join(types)}>(*argument)"
-    text = step_source(rule.kernel, "host_step")
+    text = step_source(rule.kernel, "host_step", "host_look")
     return f'{text}\nextern "C" void step(Argument* argument) {{ {entry}; }}\n'
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 import lucid_gpu.device.keep
 import lucid_gpu.device.kernels
+import lucid_gpu.execution.measured
 from tests.emulation import arrays, kernels, machine, nvrtc
 from tests.emulation.machine import MACHINE, Machine
 
@@ -98,6 +99,7 @@ def forget() -> None:
     """Clear what lucid_gpu remembers of CuPy, as if the process were a new one."""
     lucid_gpu.device.gpu._probe.cache_clear()
     lucid_gpu.device.kernels._kernel.cache_clear()
+    lucid_gpu.execution.measured.forget()
     lucid_gpu.device.keep._kept.clear()
     lucid_gpu.device.keep._flags.clear()
     lucid_gpu.device.keep._zero.cache_clear()

@@ -12,6 +12,9 @@ SHIM = (Path(__file__).parent / "shim.h").read_text(encoding="utf-8")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", *WARNINGS)
 
+WAITING = ("#define EMULATION_THREADS_WAIT",)
+"""What precedes a text whose threads wait for each other: it runs slower."""
+
 
 class CompilerError(RuntimeError):
     """The text does not compile."""
@@ -41,7 +44,7 @@ class Compiler:
 
 
 def _build(text: str, entries: list[str]) -> Path:
-    source = "\n".join([SHIM, text, *entries])
+    source = "\n".join([*(WAITING if "__sync" in text else ()), SHIM, text, *entries])
     flags = (*FLAGS, *os.environ.get("EMULATION_CXXFLAGS", "").split())
     key = hashlib.sha256(repr((source, flags)).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"lucid_gpu_emulation_{os.getuid()}"

@@ -11,6 +11,11 @@ from tests.emulation.arrays import check_operands, ndarray, pointed_at
 from tests.emulation.machine import MACHINE, Launch, get_current_stream
 from tests.emulation.nvrtc import MAGIC
 
+ERRORS = {
+    -1: "cudaErrorMisalignedAddress: misaligned address",
+    -2: "cudaErrorLaunchTimeout: threads wait for others that never come",
+}
+
 
 class CUDADriverError(RuntimeError):
     """What the CUDA driver reports."""
@@ -64,7 +69,7 @@ class RawKernel:
         def run(keep=(values, tables)) -> None:
             vectors = function(grid[0], block[0], pointers)
             if vectors < 0:
-                raise RuntimeError("cudaErrorMisalignedAddress: misaligned address")
+                raise RuntimeError(ERRORS[vectors])
             MACHINE.record.vectors += vectors
 
         MACHINE.record.launches.append(Launch(MACHINE.device, self._name, grid[0]))

@@ -268,3 +268,42 @@ def test_a_stream_waits_for_an_event_of_another(cp, emulated):
     other.submit(lambda: done.append("other"))
     other.synchronize()
     assert done == ["one", "other"]
+
+
+WAITING = """
+__global__ void reverse(int* data) {
+  __shared__ int copy[64];
+  copy[threadIdx.x] = data[threadIdx.x];
+  __syncthreads();
+  data[threadIdx.x] = copy[63 - threadIdx.x];
+}
+__global__ void leave(int* data) {
+  if (threadIdx.x < 32) data[threadIdx.x] = __shfl_down_sync(~0u, data[threadIdx.x], 1);
+  if (__syncthreads_or(threadIdx.x == 40)) data[threadIdx.x] += 100;
+}
+__global__ void hang(int* data) {
+  if (threadIdx.x == 0) __syncthreads();
+  else data[threadIdx.x] = __shfl_down_sync(~0u, 1, 1);
+}
+"""
+
+
+@pytest.fixture
+def numbers(cp):
+    return cp.array(np.arange(64, dtype=np.int32))
+
+
+def test_threads_of_a_block_wait_for_each_other(numbers):
+    kernel(WAITING, "reverse")((1,), (64,), (numbers,))
+    assert numbers.get().tolist() == list(range(63, -1, -1))
+
+
+def test_threads_of_a_warp_wait_without_the_others_of_the_block(numbers):
+    kernel(WAITING, "leave")((1,), (64,), (numbers,))
+    shifted = [*range(1, 32), 31, *range(32, 64)]
+    assert numbers.get().tolist() == [100 + number for number in shifted]
+
+
+def test_threads_that_wait_for_others_in_vain_are_an_error(numbers):
+    with pytest.raises(RuntimeError, match="wait for others that never come"):
+        kernel(WAITING, "hang")((1,), (64,), (numbers,))

@@ -8,9 +8,14 @@ from tests.emulation.compiler import Compiler
 
 def compiles(rule, assertions):
     """Compile the rule's text with static assertions behind it; raises if one does not hold."""
+    compiles_text(strided.source(rule.rule), assertions)
+
+
+def compiles_text(text, assertions):
+    """The same for any text."""
     checks = "\n".join(f'static_assert({claim}, "");' for claim in assertions)
     entries = {"checked": f'{checks}\nextern "C" void checked() {{}}'}
-    Compiler().library(strided.source(rule.rule), entries)
+    Compiler().library(text, entries)
 
 
 def layout_claims(record, struct):

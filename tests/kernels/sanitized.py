@@ -1,4 +1,4 @@
-"""Steps every rule, variant and dtype; run by test_sanitizer.py in a process of its own.
+"""Steps every rule, variant and dtype, and sums; run by test_sanitizer.py in its own process.
 
 With the argument ``overrun``, the last chunk of each tensor is one element too long.
 """
@@ -9,9 +9,10 @@ import sys
 
 import numpy as np
 
-from lucid_gpu.execution import plan
+from lucid_gpu.execution import cuda_sums, plan
 from tests import emulation, rules
-from tests.stepping import Tensor, steps
+from tests.execution import sums_oracle
+from tests.stepping import Tensor, host, steps
 
 SHAPES = [(), (0,), (1,), (3,), (7,), (5, 13), (4095,), (4097,), (9001,)]
 
@@ -36,6 +37,17 @@ def main() -> None:
                 ]
                 groups[0][1].append(_tensor(rng, (6, 5), dtype)._replace(layouts=("strided",)))
                 steps(rule, groups, "cuda:0")
+        measure(rng)
+
+
+def measure(rng: np.random.Generator) -> None:
+    grads = sums_oracle.arrays(rng, "cuda:0")
+    sums = cuda_sums.CudaSums("cuda:0", sums_oracle.sizes(grads), sums_oracle.dtypes(grads))
+    sums.take(grads)
+    sums.run()
+    assert sums_oracle.results(sums, host) == sums_oracle.described(grads, host)
+    for how in cuda_sums.CHANGES:
+        sums.change(how, 0.5)
 
 
 def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Tensor:

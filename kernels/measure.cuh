@@ -1,0 +1,145 @@
+// Sums of squares and counts of non-finite elements, on a GPU; sums.cuh has their order.
+//
+// The struct members stand in the same order in lucid_gpu/execution/cuda_sums.py.
+#pragma once
+
+struct Measured {
+  const Chunk* chunks;
+  const void* const* grads;  // of each tensor; null where there is none
+  const int* layouts;        // of each tensor: 0 if contiguous, else the number of its axes from 1
+  const Axes* axes;
+  double* sums;  // of each chunk
+  long long* counts;
+};
+
+struct Folded {
+  const double* sums;
+  const long long* counts;
+  const Range* ranges;  // what each block folds
+  double* to_sums;
+  long long* to_counts;
+};
+
+// A lane's part. The square of anything but a double is exact in double, where to multiply and add
+// in one operation rounds as to do so in two.
+struct Lane {
+  double sum = 0;
+  int nonfinite = 0;
+
+  template <typename G>
+  __device__ __forceinline__ void add(G element) {
+    const auto x = in_registers(element);
+    nonfinite += !(x - x == 0);
+    if constexpr (sizeof(x) == sizeof(double))
+      sum += x * x;
+    else
+      sum = __fma_rn(double(x), double(x), sum);
+  }
+};
+
+// Folds what the lanes of a block have; the result is the first lane's.
+template <typename S>
+__device__ __forceinline__ S folded(S own) {
+  __shared__ S lanes[kLanes];
+  lanes[threadIdx.x] = own;
+  __syncthreads();
+  if (threadIdx.x >= 32) return own;
+  const S* at = lanes + threadIdx.x;
+  own = ((at[0] + at[128]) + (at[64] + at[192])) + ((at[32] + at[160]) + (at[96] + at[224]));
+#pragma unroll
+  for (int half = 16; half; half /= 2) own += __shfl_down_sync(~0u, own, half);
+  return own;
+}
+
+template <typename G>
+struct Neighbours {
+  G at[kNeighbours];
+
+  // From an address that is a multiple of their size, or of 16 bytes.
+  __device__ __forceinline__ void load(const G* from) {
+    if constexpr (sizeof(at) == 8) {
+      const uint2 word = __ldg(reinterpret_cast<const uint2*>(from));
+      memcpy(at, &word, sizeof(at));
+    } else {
+#pragma unroll
+      for (unsigned half = 0; half < sizeof(at) / 16; ++half) {
+        const uint4 word = __ldg(reinterpret_cast<const uint4*>(from) + half);
+        memcpy(reinterpret_cast<char*>(at) + 16 * half, &word, sizeof(word));
+      }
+    }
+  }
+};
+
+// A lane's elements of a chunk, all under way before the first is waited for; those behind the end of
+// the chunk are 0, which changes no sum.
+template <typename G>
+__device__ __forceinline__ void add(Lane& lane, const G* from, int count) {
+  constexpr unsigned vector = sizeof(G) * kNeighbours < 16 ? sizeof(G) * kNeighbours : 16;
+  const bool aligned = reinterpret_cast<unsigned long long>(from) % vector == 0;
+  Neighbours<G> of_round[kRounds] = {};
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const int first = round * kRound + int(threadIdx.x) * kNeighbours;
+    if (aligned && first + kNeighbours <= count) {
+      of_round[round].load(from + first);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kNeighbours; ++j)
+        if (first + j < count) of_round[round].at[j] = from[first + j];
+    }
+  }
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round)
+#pragma unroll
+    for (int j = 0; j < kNeighbours; ++j) lane.add(of_round[round].at[j]);
+}
+
+// The same for a tensor that is walked along its axes.
+template <typename G>
+__device__ __forceinline__ void add(Lane& lane, const char* from, const Axes& axes,
+                                    const Chunk& chunk) {
+#pragma unroll 1
+  for (int i = 0; i < kRounds * kNeighbours; ++i) {
+    const int element = i / kNeighbours * kRound + int(threadIdx.x) * kNeighbours + i % kNeighbours;
+    if (element < chunk.count)
+      lane.add(*reinterpret_cast<const G*>(from + axes.offset(chunk.start + element)));
+  }
+}
+
+// One block measures one chunk of gradients that are stored as G.
+template <typename G>
+__global__ void __launch_bounds__(kLanes) measure(const __grid_constant__ Measured argument) {
+  const Chunk chunk = argument.chunks[blockIdx.x];
+  const void* grad = argument.grads[chunk.tensor];
+  const int layout = argument.layouts[chunk.tensor];
+  Lane lane;
+  if (grad && layout)
+    add<G>(lane, static_cast<const char*>(grad), argument.axes[layout - 1], chunk);
+  else if (grad)
+    add(lane, static_cast<const G*>(grad) + chunk.start, chunk.count);
+  const double sum = folded(lane.sum);
+  const int count = __syncthreads_or(lane.nonfinite) ? folded(lane.nonfinite) : 0;
+  if (threadIdx.x == 0) {
+    argument.sums[blockIdx.x] = sum;
+    argument.counts[blockIdx.x] = count;
+  }
+}
+
+// One block folds one range: the chunks of a page, the pages of a tensor, or the tensors.
+__global__ void __launch_bounds__(kLanes) fold(const __grid_constant__ Folded argument) {
+  const Range range = argument.ranges[blockIdx.x];
+  double sum = 0;
+  long long count = 0;
+  for (long long i = range.begin + threadIdx.x; i < range.end; i += kLanes) {
+    sum += argument.sums[i];
+    count += argument.counts[i];
+  }
+  if (range.end - range.begin > 1) {
+    sum = folded(sum);
+    count = folded(count);
+  }
+  if (threadIdx.x == 0) {
+    argument.to_sums[blockIdx.x] = sum;
+    argument.to_counts[blockIdx.x] = count;
+  }
+}
