@@ -14,9 +14,12 @@ struct Argument {
   const Chunk* chunks;
   const Tensor<arrays>* tensors;
   const void* const* grads;  // of each tensor; null where there is none in this step
-  const int* rows;           // which row of scalars each tensor takes
+  // Which row of scalars each tensor takes. Ahead of them: how many skipped steps the rows know of,
+  // and how far on the row for one more is.
+  const int* rows;
   const void* table;         // of rows, or null
   unsigned long long seed;   // of stochastic rounding
+  const Outcome* outcome;    // of the measured gradients, or null
   alignas(8) char carried[kCarriedBytes];
 
   template <class Row>
@@ -261,6 +264,7 @@ struct Step {
   static constexpr bool has_beside = beside_bytes != 0;
 
   const Row<Rule, T> row;
+  const T factor;  // of the gradient
   const Randomness randomness;
   const long long first;  // the number of the first element in the whole parameter
   Element* param;
@@ -283,6 +287,7 @@ struct Step {
       T value = p.template get<T>(j), gradient = value_of<T>(g.at[j]);
       T state[Rule::slots + 1] = {};
       s.get(state, j);
+      gradient = gradient * factor;
       row.frame(value, gradient);
       apply(row.rule, value, gradient, state);
       p.put(j, value);
@@ -329,10 +334,12 @@ struct Stored {
 
   template <typename T, typename P, typename G, int arrays>
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
-                                             const Tensor<arrays>& tensor, const void* grad, int row) {
+                                             const Tensor<arrays>& tensor, const void* grad, int row,
+                                             T factor) {
     using Own = Step<Rule, T, P, G, S...>;
     const Row<Rule, T> own = argument.template row<Row<Rule, T>>(row);
     Own step{own,
+             factor,
              {argument.seed, own.count(), tensor.stream},
              tensor.first + chunk.start,
              static_cast<typename Own::Element*>(tensor.array[0]) + chunk.start,
@@ -353,12 +360,13 @@ constexpr int kArrays = 1 + Rule::slots + (Elements<P>::beside != 0);
 // Runs the chunk with the rule at position `index`; the whole block takes the same branch.
 template <int index, typename T, typename P, typename G, class First, class... Others, int arrays>
 __device__ __forceinline__ void dispatch(const Argument<arrays>& argument, const Chunk& chunk,
-                                         const Tensor<arrays>& tensor, const void* grad, int row) {
+                                         const Tensor<arrays>& tensor, const void* grad, int row,
+                                         T factor) {
   if constexpr (sizeof...(Others) > 0) {
     if (tensor.variant != index)
-      return dispatch<index + 1, T, P, G, Others...>(argument, chunk, tensor, grad, row);
+      return dispatch<index + 1, T, P, G, Others...>(argument, chunk, tensor, grad, row, factor);
   }
-  First::template run<T, P, G>(argument, chunk, tensor, grad, row);
+  First::template run<T, P, G>(argument, chunk, tensor, grad, row, factor);
 }
 
 // T computes; P and G are what parameter and gradient are stored as. The rules are the variants
@@ -370,7 +378,13 @@ __global__ void __launch_bounds__(kThreads)
   // All under way before any is waited for.
   const auto tensor = argument.tensors[chunk.tensor];
   const void* grad = argument.grads[chunk.tensor];
-  const int row = argument.rows[chunk.tensor];
+  int row = argument.rows[chunk.tensor];
   if (!grad) return;
-  dispatch<0, T, P, G, First, Others...>(argument, chunk, tensor, grad, row);
+  T factor = 1;
+  if (argument.outcome) {
+    if (argument.outcome->skipped) return;
+    factor = argument.outcome->template factor_of<T>();
+    row += (argument.outcome->skips - argument.rows[-2]) * argument.rows[-1];
+  }
+  dispatch<0, T, P, G, First, Others...>(argument, chunk, tensor, grad, row, factor);
 }

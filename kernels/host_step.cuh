@@ -14,6 +14,7 @@ struct Argument {
   const int* rows;           // which row of scalars each tensor takes
   const void* table;         // of rows
   unsigned long long seed;   // of stochastic rounding
+  double factor;             // of every gradient
   const int* shares;         // the first chunk of each share of the work, and the end of the last
   int count;                 // of shares
   int next;                  // the first share that no thread has taken
@@ -104,14 +105,14 @@ struct Param<Split> {
 // Updates a run of neighbouring elements; `slot` are the slots in use, each stored as its S.
 template <class Rule, typename T, typename P, typename G, typename... S, std::size_t... used,
           std::size_t... all>
-inline void update(const Row<Rule, T>& row, int count, Param<P>& param, const G* grad,
+inline void update(const Row<Rule, T>& row, T factor, int count, Param<P>& param, const G* grad,
                    std::index_sequence<used...>, std::index_sequence<all...>, const Dice<S>&... dice,
                    S*... slot) {
   const Row<Rule, T> own = row;
   // The arrays of a parameter do not overlap, which the compiler cannot see.
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
-    T value = param.template get<T>(i), gradient = value_of<T>(grad[i]);
+    T value = param.template get<T>(i), gradient = value_of<T>(grad[i]) * factor;
     T state[Rule::slots + 1] = {value_of<T>(slot[i])...};
     own.frame(value, gradient);
     own.rule(value, gradient, state[all]...);
@@ -147,7 +148,7 @@ struct Stored {
       const long long element = tensor.first + start + done;
       param.roll(randomness, element, count);
       (std::get<used>(dice).roll(randomness, element, count), ...);
-      update<Rule, T, P, G, S...>(row, count, param, grad + done, positions, all,
+      update<Rule, T, P, G, S...>(row, T(argument.factor), count, param, grad + done, positions, all,
                                   std::get<used>(dice)...,
                                   static_cast<S*>(tensor.array[1 + used]) + start + done...);
       param.advance(count);

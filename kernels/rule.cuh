@@ -29,6 +29,25 @@ struct Row {
   }
 };
 
+// What the gradients of a step amount to; lucid_gpu/execution/outcome.py has the same members.
+struct Outcome {
+  double factor;        // of every gradient
+  double norm;          // of all of them
+  long long nonfinite;  // elements that are infinite or NaN
+  float single_factor;  // rounded once
+  float scale;
+  int skips;    // steps skipped so far
+  int skipped;  // whether this one is
+
+  template <typename T>
+  __device__ __forceinline__ T factor_of() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return single_factor;
+    else
+      return factor;
+  }
+};
+
 // Neighbouring elements of one tensor.
 struct Chunk {
   long long start;

@@ -18,6 +18,7 @@ struct StridedTensor {
   long long extent[kMaxRank];
   unsigned long long seed;
   unsigned long long stream;
+  const Outcome* outcome;
   Strides array[arrays];  // parameter, gradient, slots, and what lies beside the parameter
   Row<Rule, T> row;
 
@@ -44,6 +45,11 @@ __global__ void __launch_bounds__(kThreads)
                  StridedTensor<Rule, T, 2 + Rule::used + (Elements<P>::beside != 0)> tensor) {
   const long long index = (long long)(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= tensor.size) return;
+  T factor = 1;
+  if (tensor.outcome) {
+    if (tensor.outcome->skipped) return;
+    factor = tensor.outcome->template factor_of<T>();
+  }
   char* place[2 + Rule::used + (Elements<P>::beside != 0)];
   if (tensor.size >> 32)
     tensor.locate(static_cast<unsigned long long>(index), place);
@@ -63,6 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   T value = param.template get<T>(0), gradient = value_of<T>(*reinterpret_cast<const G*>(place[1]));
   T state[Rule::slots + 1] = {};
   slots.get(state, 0);
+  gradient = gradient * factor;
   tensor.row.frame(value, gradient);
   apply(tensor.row.rule, value, gradient, state);
   param.put(0, value);

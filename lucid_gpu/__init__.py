@@ -1,7 +1,7 @@
 """Fused GPU optimizers for people who train with CuPy arrays; the same program runs on NumPy."""
 
 import lucid_gpu.command.startup  # first: see there  # noqa: F401
-from lucid_gpu import averages, gradients, optim, schedules
+from lucid_gpu import amp, averages, gradients, optim, schedules
 from lucid_gpu.execution.cpu_code import cpu_code, set_cpu_code
 from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
@@ -10,6 +10,7 @@ __all__ = [
     "FlatParameter",
     "Parameter",
     "__version__",
+    "amp",
     "averages",
     "cpu_code",
     "device",

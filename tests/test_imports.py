@@ -24,6 +24,7 @@ LAYERS = {
     "optim": {"device", "parameter", "execution"},
     "averages": {"device", "parameter", "optim"},
     "gradients": {"device", "execution", "optim"},
+    "amp": {"device", "execution", "gradients", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
 }

@@ -71,9 +71,22 @@ class NumpyStep:
                 segment.forget(tensor)
         return True
 
-    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], most_threads: int) -> None:
-        """Update the tensors whose gradients were taken, with the scalars of their rows."""
-        self._rows.set(rows)
+    def run(
+        self,
+        rows: npt.NDArray[Any],
+        row_of: npt.NDArray[np.int32],
+        most_threads: int,
+        factor: float = 1.0,
+    ) -> None:
+        """Update the tensors whose gradients were taken, with the scalars of their rows.
+
+        Args:
+            rows: the scalars of each row.
+            row_of: for each tensor, its row.
+            most_threads: how many threads may run.
+            factor: of the gradients.
+        """
+        self._rows.set(rows, factor)
         if row_of is not self._row_of:
             self._assign(row_of)
         try:

@@ -29,8 +29,8 @@ THREAD_ELEMENTS = 1 << 17
 """Elements below which another thread costs more than it saves."""
 
 ARGUMENT = np.dtype(
-    [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "seed", "shares")]
-    + [("count", "i4"), ("next", "i4")]
+    [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "seed")]
+    + [("factor", "f8"), ("shares", "u8"), ("count", "i4"), ("next", "i4")]
 )
 """What compiled code is called with: ``Argument`` of ``kernels/host_step.cuh``."""
 
@@ -124,8 +124,21 @@ class CompiledStep:
         self._elements = int(self._sizes @ fits)
         return fits
 
-    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], most_threads: int) -> None:
-        """Update every tensor whose gradient fits, with the scalars of its row."""
+    def run(
+        self,
+        rows: npt.NDArray[Any],
+        row_of: npt.NDArray[np.int32],
+        most_threads: int,
+        factor: float = 1.0,
+    ) -> None:
+        """Update every tensor whose gradient fits, with the scalars of its row.
+
+        Args:
+            rows: the scalars of each row.
+            row_of: for each tensor, its row.
+            most_threads: how many threads may run.
+            factor: of the gradients.
+        """
         if not self._elements:
             return
         if len(rows) > len(self._table):
@@ -136,6 +149,7 @@ class CompiledStep:
             self._row_of = np.ascontiguousarray(row_of, np.int32)
             self._argument["rows"] = self._row_of.ctypes.data
         self._argument["next"] = 0
+        self._argument["factor"] = factor
         count = max(1, min(most_threads, len(self._shares) - 1, self._elements // THREAD_ELEMENTS))
         threads.together(count, self._step, self._place)
 

@@ -13,6 +13,7 @@ from lucid_gpu.execution import building, compiled
 from lucid_gpu.execution.blocks import NumpyStep
 from lucid_gpu.execution.compiled import CompiledStep
 from lucid_gpu.execution.cpu_code import cpu_code
+from lucid_gpu.execution.outcome import PLAIN, Handed
 from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.threads import thread_count
 
@@ -100,17 +101,20 @@ class CpuExecutor:
             self._numpy = None
         return True
 
-    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
+    def run(
+        self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], handed: Handed = PLAIN
+    ) -> None:
         """Update every tensor that has a gradient.
 
         Args:
             rows: the scalars of each row.
             row_of: for each tensor, its row; another array if any is another than before.
+            handed: by what the gradients are multiplied.
         """
         if self._uses_compiled and self._compiled is not None:
-            self._compiled.run(rows, row_of, self._threads)
+            self._compiled.run(rows, row_of, self._threads, handed.factor)
         if self._numpy is not None and self._left.any():
-            self._numpy.run(rows, row_of, self._threads)
+            self._numpy.run(rows, row_of, self._threads, handed.factor)
 
     def describe(self) -> str:
         """Return what steps, and why NumPy does if it was not chosen."""

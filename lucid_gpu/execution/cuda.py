@@ -14,10 +14,15 @@ from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.device.keep import MadeOn, Use
 from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import plan as _plan
+from lucid_gpu.execution.outcome import PLAIN, Handed
 from lucid_gpu.execution.plan import THREADS, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.sources import step_source
 from lucid_gpu.execution.strided import StridedLaunches
+
+AHEAD = np.dtype([("base", "i4"), ("stride", "i4")])
+"""What stands ahead of the rows of tensors: of how many skipped steps they know, and how far on the
+row for one more is."""
 
 RECORD_STAGE_BYTES = 1 << 12
 """Of the pinned copies in which records of tensors travel that were given other arrays."""
@@ -104,18 +109,26 @@ class CudaExecutor:
                     return False
         return True
 
-    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
+    @property
+    def needs_exact_rows(self) -> bool:
+        """Whether the host must know of every skipped step: not every launch can choose its row."""
+        return len(self._strided) > 0
+
+    def run(
+        self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], handed: Handed = PLAIN
+    ) -> None:
         """Update every tensor that has a gradient.
 
         Args:
-            rows: the scalars of each row.
+            rows: the scalars of each row, then those for each skipped step that there may be more.
             row_of: for each tensor, its row.
+            handed: what the gradients amount to.
         """
         with gpu.on(self._home):
-            self._fused.run(rows, row_of[self._dense])
+            self._fused.run(rows, row_of[self._dense], handed)
             if len(self._strided):
                 self._use.stream()
-            self._single.launch(rows, row_of[self._strided])
+            self._single.launch(rows, row_of[self._strided], handed.address)
 
     def capture(self) -> None:
         """Record the launch in the graph that the current stream records.
@@ -219,14 +232,16 @@ class FusedLaunch:
         scalars = self._capacity * self._row_bytes
         self._split = -(-scalars // 16) * 16
         middle = self._split + 8 * spans
-        self._table = StagedTable(middle + 4 * spans, self._use)
+        numbers = middle + AHEAD.itemsize
+        self._table = StagedTable(numbers + 4 * spans, self._use)
         self._scalars = self._table.host[:scalars].view(self._compute)
         self._grads = self._table.host[self._split : middle].view(np.uint64)
-        self._rows = self._table.host[middle:].view(np.int32)
+        self._ahead = self._table.host[middle:numbers].view(AHEAD)
+        self._rows = self._table.host[numbers:].view(np.int32)
         self._middle = middle
         base = self._table.device.data.ptr
         self._argument["grads"] = base + self._split
-        self._argument["rows"] = base + middle
+        self._argument["rows"] = base + numbers
         is_carried = scalars <= _plan.CARRIED_BYTES
         self._carried = self._argument["carried"].view(self._compute) if is_carried else None
         self._argument["table"] = 0 if is_carried else base
@@ -256,11 +271,18 @@ class FusedLaunch:
         self._records.upload(start, start + own.itemsize, self._use.stream())
         return True
 
-    def run(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
+    def run(
+        self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], handed: Handed = PLAIN
+    ) -> None:
         """Launch the kernel with the scalars of each row."""
         if self._plan is None:
             return
         self._make_room(len(rows))
+        self._argument["outcome"] = handed.address
+        ahead = handed.base, handed.stride
+        if self._ahead[0].tolist() != ahead:
+            self._ahead[0] = ahead
+            self._rows_moved = True
         if self._carried is None:
             self.upload(rows, row_of)
             stream = self._use.stream()

@@ -76,6 +76,12 @@ class Measured:
             return sums.fold(own, np.array([[0, len(own)]]))
         return cuda_sums.total_of(own, self.home)
 
+    def found(self) -> Any:
+        """Return whether an element is not finite: an int32 of one element at home, 1 or 0."""
+        with gpu.on(self.home):
+            counts = sum(transfer.to(part.sums.total_count, self.home) for part in self._parts)
+            return (counts != 0).astype(np.int32)
+
     def counts(self) -> npt.NDArray[np.int64]:
         """Return how many elements of each gradient are not finite; the host waits for it."""
         each = [transfer.to(part.sums.counts, "cpu") for part in self._parts]

@@ -43,6 +43,7 @@ ARGUMENT = np.dtype(
         ("rows", "u8"),
         ("table", "u8"),
         ("seed", "u8"),
+        ("outcome", "u8"),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )

@@ -41,8 +41,18 @@ class StridedLaunches:
         self._tensors.params[tensor], *slots = arrays
         self._tensors.slots[tensor] = tuple(slots)
 
-    def launch(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
-        """Launch all kernels, and let the gradients go."""
+    def launch(
+        self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], outcome: int = 0
+    ) -> None:
+        """Launch all kernels, and let the gradients go.
+
+        Args:
+            rows: the scalars of each row.
+            row_of: for each tensor, its row.
+            outcome: the address of what the gradients amount to, or 0.
+        """
+        for each in self._launches:
+            each.hand(outcome)
         for i, row in enumerate(row_of.tolist()):
             if self._grads[i] is not None:
                 self._update(i, rows[row], self._tensors.slots[i] or ())
@@ -66,6 +76,10 @@ class _Launch:
         # Named as records, NumPy would describe each member anew at every launch.
         self._by_value = self._argument.view(f"V{record.itemsize}")
         self._strides: list[tuple[int, ...]] = []
+
+    def hand(self, outcome: int) -> None:
+        """Take the address of what the gradients amount to."""
+        self._argument["outcome"] = outcome
 
     def run(self, arrays: Sequence[Any], row: npt.NDArray[Any]) -> None:
         """Update a tensor: parameter, gradient, slots."""
@@ -98,6 +112,7 @@ def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
             ("extent", "i8", (MAX_RANK,)),
             ("seed", "u8"),
             ("stream", "u8"),
+            ("outcome", "u8"),
             ("array", array, (2 + len(storage.used(rule, variant)),)),
             ("row", _plan.row_record(rule, storage.compute)),
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,20 @@ IDLE = [*FrameScalars()]
 _local = threading.local()
 
 
+class Row(NamedTuple):
+    """What is done to the tensors of a row.
+
+    Attributes:
+        factor: of the gradient.
+        frame: what the frame does ahead of the rule; None if nothing, the factor included.
+        scalars: of the rule.
+    """
+
+    factor: Any
+    frame: FrameScalars | None
+    scalars: Any
+
+
 class RowValues:
     """The scalars of all rows, rounded once."""
 
@@ -33,10 +47,11 @@ class RowValues:
         self._rows: list[tuple[FrameScalars, Any]] = []
         self._is_idle: list[bool] = []
         self._rounds = tensors.storage.rounds
+        self._factor: Any = self._dtype.type(1)
         self._steps: list[int] = []
 
-    def set(self, rows: npt.NDArray[Any]) -> None:
-        """Take the scalars of the next run."""
+    def set(self, rows: npt.NDArray[Any], factor: float = 1.0) -> None:
+        """Take the scalars of the next run, and the factor of its gradients."""
         if len(rows) > len(self._values):
             self._values = np.zeros((len(rows), self._values.shape[1]), self._dtype)
             # Views without dimensions: ufuncs take them in half the time of NumPy's scalars.
@@ -49,13 +64,15 @@ class RowValues:
         self._values[: len(rows)] = rows
         if self._rounds:
             self._steps = rows[:, -1].copy().view(np.uint32).tolist()
+        with np.errstate(over="ignore"):
+            self._factor = self._dtype.type(factor)
         frames = rows[:, : len(IDLE)].tolist()
-        self._is_idle = [frame == IDLE for frame in frames]
+        self._is_idle = [factor == 1 and frame == IDLE for frame in frames]
 
-    def __getitem__(self, row: int) -> tuple[FrameScalars | None, Any]:
-        """Return what the frame does, None if nothing, and the scalars of the rule."""
+    def __getitem__(self, row: int) -> Row:
+        """Return what is done to the tensors of a row."""
         frame, scalars = self._rows[row]
-        return (None if self._is_idle[row] else frame), scalars
+        return Row(self._factor, None if self._is_idle[row] else frame, scalars)
 
     def steps(self, row: int) -> int:
         """Return how many steps the tensors of a row have taken."""
@@ -65,14 +82,14 @@ class RowValues:
 def update(
     tensors: TensorGroup,
     variant: Any,
-    row: tuple[FrameScalars | None, Any],
+    row: Row,
     arrays: Sequence[Any],
 ) -> None:
     """Update a block of arrays: parameter, gradient and slots, all of the dtype that computes."""
-    rule, (frame, scalars) = tensors.rule, row
+    rule, (factor, frame, scalars) = tensors.rule, row
     param, grad, *slots = arrays
     if frame is not None:
-        grad = _framed(rule, frame, param, grad)
+        grad = _framed(rule, factor, frame, param, grad)
     work = scratch(rule.scratch, param.dtype)
     if param.ndim == 1:
         work = [memory[: param.size] for memory in work]
@@ -82,10 +99,12 @@ def update(
     rule.update(scalars, variant, param, grad, *slots, *work)
 
 
-def _framed(rule: Rule, frame: FrameScalars, param: Any, grad: Any) -> Any:
+def _framed(rule: Rule, factor: Any, frame: FrameScalars, param: Any, grad: Any) -> Any:
     """Do what the frame does ahead of a rule, and return the gradient that it leaves."""
     # The product may have the rule's own scratch; what the rule is given, an array of its own.
     spare, *_, own = (_shaped(memory, param) for memory in scratch(rule.scratch + 2, param.dtype))
+    if factor != 1:
+        grad = np.multiply(grad, factor, out=own)
     if frame.sign != 1:
         grad = np.multiply(frame.sign, grad, out=own)
     if frame.l2 != 0:

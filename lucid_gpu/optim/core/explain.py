@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
 from lucid_gpu.execution.rule import BFLOAT16
+from lucid_gpu.optim.core.judging import terms_of
 
 if TYPE_CHECKING:
     from lucid_gpu.execution.rule import Rule, Storage
@@ -38,7 +39,7 @@ def described(name: str, step: PreparedStep) -> str:
         step: what it will do.
     """
     count = int(step.has_gradient.sum())
-    lines = [f"{name}: one step of {count} parameters"]
+    lines = [f"{name}: one step of {count} parameters", *_measuring_lines(step)]
     for part in step.parts:
         stepping = _stepping(step, part)
         if stepping:
@@ -48,6 +49,17 @@ def described(name: str, step: PreparedStep) -> str:
     if idle:
         lines.append(f"no gradient, so no step: {_listed(idle)}")
     return "\n".join(lines)
+
+
+def _measuring_lines(step: PreparedStep) -> list[str]:
+    """Return what is done with the norm of all gradients, if it is measured."""
+    terms = terms_of(step.inputs.groups)
+    done = []
+    if terms.max_norm is not None:
+        done.append(f"clipped to the norm {terms.max_norm}")
+    if terms.may_skip:
+        done.append("skipped unless all elements are finite")
+    return [f"gradients are measured first: {', '.join(done)}"] if done else []
 
 
 def described_own(name: str, pairs: list[tuple[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 from inspect import Parameter as Argument
 from inspect import signature
@@ -12,10 +13,12 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from lucid_gpu.device import gpu
 from lucid_gpu.execution.cuda import CudaExecutor
+from lucid_gpu.execution.outcome import PLAIN, Outcome, Terms
 from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
-from lucid_gpu.optim.core import checks, storing
+from lucid_gpu.optim.core import checks, judging, storing
 from lucid_gpu.optim.core.explain import described
 from lucid_gpu.optim.core.groups import named
+from lucid_gpu.optim.core.judging import Judging, terms_of
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
 from lucid_gpu.optim.core.prepared import Choice, PreparedStep
@@ -33,10 +36,18 @@ class FrameOptions(TypedDict, total=False):
     master: str | None
     state_dtype: str | None
     seed: int
+    max_norm: float | None
+    skip_nonfinite: bool
 
 
 FRAME_DEFAULTS = FrameOptions(
-    maximize=False, state_device=None, master=None, state_dtype=None, seed=0
+    maximize=False,
+    state_device=None,
+    master=None,
+    state_dtype=None,
+    seed=0,
+    max_norm=None,
+    skip_nonfinite=False,
 )
 
 
@@ -113,6 +124,11 @@ class FusedOptimizer(Optimizer):
         seed: of stochastic rounding, an int ≥ 0 and < 2⁶⁴; an option of each group. The random
             bits depend on it, on the name of the parameter (its position without one), the element
             and the step count alone, so that a resumed run repeats them.
+        max_norm: None, or > 0: each step multiplies the gradients by ``max_norm / (norm + 1e-6)``
+            if that is below 1, with the 2-norm of all gradients of the optimizer, summed in
+            float64. ``grad`` stays as it was. An option that is alike in all groups.
+        skip_nonfinite: True takes no step while an element of a gradient is infinite or NaN:
+            nothing is changed, nor counted. An option that is alike in all groups.
 
     Rules compute in float32 whatever arrays of a float32, bfloat16 or float16 parameter are stored
     as, in float64 for float64. Gradients have the dtype of the parameter, or its ``grad_dtype``.
@@ -152,6 +168,7 @@ class FusedOptimizer(Optimizer):
         **Optimizer._transient,  # noqa: SLF001 - of the base class
         "_prepared": None,
         "_captured": None,
+        "_scaling": None,
     }
 
     streams_state = True
@@ -177,6 +194,8 @@ class FusedOptimizer(Optimizer):
             )
         self._prepared: PreparedStep | None = None
         self._captured: PreparedStep | None = None
+        self._scaling: Terms | None = None
+        self._judging = Judging()
         options = {name: value for name, value in given.items() if name != "state_device"}
         super().__init__(params, {**defaults, **options})
         self._placement.state_device = given["state_device"]
@@ -247,11 +266,85 @@ class FusedOptimizer(Optimizer):
             self._is_recorded = True
             return result
         prepared = self._current()
-        rows = prepared.rows()
+        terms = self._terms()
+        if terms is not None:
+            self.state.expect_counts(self._judging.settle)
+        if terms is None:
+            rows, handed = prepared.rows(), PLAIN
+        elif (judged := self._judging.judge(prepared, terms)) is not None:
+            rows, handed = judged
+        else:
+            self._is_recorded = True  # nothing is to be counted
+            return result
         self._is_torn = True
-        prepared.run(rows)
+        prepared.run(rows, handed)
+        if terms is not None:
+            self._judging.taken(terms)
         self._is_torn = False
         return result
+
+    @property
+    def last(self) -> Outcome | None:
+        """What the gradients of a step amounted to: the latest that is known, without a wait.
+
+        None before the first step that was measured: with ``max_norm``, ``skip_nonfinite`` or a
+        scaler.
+        """
+        return self._judging.last
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped since this optimizer was made; waits for a GPU to know."""
+        self._judging.settle()
+        return self._judging.skipped
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Return of each parameter what the last measured step saw; waits for a GPU to know.
+
+        Returns:
+            For each name, ``grad_norm`` (of the gradient, unscaled) and ``nonfinite`` (elements).
+            Empty before the first step that was measured.
+
+        Example:
+            >>> import numpy as np
+            >>> from lucid_gpu import Parameter
+            >>> from lucid_gpu.optim import SGD
+            >>> w = Parameter([3.0, 4.0], name="w")
+            >>> optimizer = SGD([("w", w)], lr=0.1, max_norm=1.0)
+            >>> w.grad = np.array([3.0, 4.0], np.float32)
+            >>> optimizer.step()
+            >>> optimizer.last.norm, optimizer.report()
+            (5.0, {'w': {'grad_norm': 5.0, 'nonfinite': 0}})
+        """
+        return {
+            name: {"grad_norm": norm, "nonfinite": count}
+            for name, norm, count in self._judging.report()
+        }
+
+    @contextlib.contextmanager
+    def scaled_by(self, scale: Any, found: Any, heeds: bool) -> Iterator[None]:
+        """Have steps inside a ``with`` block unscale gradients, and skip those that are not finite.
+
+        For scalers of the loss, such as :class:`lucid_gpu.amp.GradScaler`.
+
+        Args:
+            scale: by which the loss was multiplied: a float32 array of one element on the device
+                of the parameters, or None if gradients are unscaled already.
+            found: an int32 array of one element there, set to 1 if elements are not finite.
+            heeds: whether a step is skipped if it is 1 before.
+        """
+        self._scaling = Terms(None, True, scale, found, heeds)
+        try:
+            yield
+        finally:
+            self._scaling = None
+
+    def _terms(self) -> Terms | None:
+        """Return by what this step is judged; None if nothing is measured."""
+        own = terms_of(self.param_groups)
+        if self._scaling is not None:
+            return self._scaling._replace(max_norm=own.max_norm)
+        return own if own.max_norm is not None or own.may_skip else None
 
     def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its learning rates and bias corrections to the device.
@@ -385,6 +478,7 @@ class FusedOptimizer(Optimizer):
         """
         checks.switches(options, "maximize")
         storing.require_valid(options)
+        judging.require_valid(options)
         super().require_valid(options)
 
     def _refreshed(self, prepared: PreparedStep, keeps_tensors: bool = False) -> bool:
@@ -398,12 +492,20 @@ class FusedOptimizer(Optimizer):
         choices = [self.choice_of(group) for group in groups]
         memory = self._placement.host_memory if self.state_device is not None else None
         return PreparedStep(
-            self.rule, list(self.defaults), groups, choices, self.state, memory, self._prepared
+            self.rule,
+            list(self.defaults),
+            groups,
+            choices,
+            self.state,
+            memory,
+            self._prepared,
+            self._judging.settle,
         )
 
     def _current(self) -> PreparedStep:
         """Return what this step does: as the last one did if that still holds."""
         if self._prepared is None or not self._refreshed(self._prepared):
+            self._judging.settle()
             prepared = self._prepare()
             prepared.provide()
             self._prepared = prepared
@@ -413,6 +515,11 @@ class FusedOptimizer(Optimizer):
         self._prepared = None
 
     def _capture(self) -> None:
+        if self._terms() is not None:
+            raise RuntimeError(
+                "a step that measures gradients, for max_norm, skip_nonfinite or a scaler, cannot "
+                "be recorded in a CUDA graph: capture forward and backward, and step outside"
+            )
         prepared = self._prepared
         if prepared is None or not self._refreshed(prepared, keeps_tensors=True):
             raise RuntimeError(

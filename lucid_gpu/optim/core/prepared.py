@@ -13,6 +13,7 @@ from lucid_gpu.device import gradient_table, keep
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
+from lucid_gpu.execution.outcome import PLAIN, Handed
 from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
@@ -120,6 +121,7 @@ class PreparedStep:
         state: the slots that the parameters have.
         host_memory: where slots of parameters on a GPU live; None for beside their parameters.
         previous: the prepared step in whose place this one is.
+        settle: waits until it is known which steps were skipped, before counts begin to differ.
 
     Attributes:
         parts: one for each device and storage.
@@ -140,7 +142,9 @@ class PreparedStep:
         state: State,
         host_memory: HostMemory | None,
         previous: PreparedStep | None = None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
+        self._settle = settle
         self._rule, self._state, self._host_memory = rule, state, host_memory
         self._choices = list(choices)
         self.inputs = Inputs(groups, keys)
@@ -228,20 +232,58 @@ class PreparedStep:
         self._is_spoiled = not holds
         return holds
 
-    def rows(self) -> list[Rows]:
-        """Return the scalars of the next step, for each part; nothing is changed."""
-        return [part.counts.rows() for part in self.parts]
+    def rows(self, unknown: int = 0) -> list[Rows]:
+        """Return the scalars of the next step, for each part; nothing is changed.
 
-    def run(self, rows: Sequence[Rows]) -> None:
-        """Update all tensors that have a gradient and count their step."""
+        Args:
+            unknown: how many of the last steps may turn out to have been skipped.
+        """
+        return [part.counts.rows(unknown) for part in self.parts]
+
+    def run(self, rows: Sequence[Rows], handed: Handed = PLAIN) -> None:
+        """Update all tensors that have a gradient and count their step.
+
+        Args:
+            rows: the scalars.
+            handed: what the gradients amount to.
+        """
         self._attach()
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
             if part.executor is not None and len(own.scalars):
-                part.executor.run(own.scalars, own.row_of)
+                part.executor.run(own.scalars, own.row_of, handed._replace(stride=own.stride))
         self._held = []
         self._count(rows)
+
+    @property
+    def needs_exact_counts(self) -> bool:
+        """Whether the next step waits until it is known which steps were skipped."""
+        return any(
+            part.counts.needs_exact_counts
+            or (isinstance(part.executor, CudaExecutor) and part.executor.needs_exact_rows)
+            for part in self.parts
+        )
+
+    def take_back(self, skipped: int) -> None:
+        """Uncount steps that turned out to have been skipped."""
+        for part in self.parts:
+            part.counts.take_back(skipped)
+
+    def measured(self) -> tuple[list[int], list[np.dtype[Any]]]:
+        """Return size and dtype of the gradient of each parameter, as there are or may be."""
+        sizes, dtypes = (
+            [0] * len(self.inputs.params),
+            [np.dtype(np.float32)] * len(self.inputs.params),
+        )
+        for part in self.parts:
+            for position, tensor in zip(part.positions.tolist(), part.tensors, strict=True):
+                sizes[position], dtypes[position] = tensor.data.size, part.group.storage.grad
+        return sizes, dtypes
+
+    def gradients(self) -> list[Any]:
+        """Return the gradient of each parameter as an array, or None."""
+        return [unstrange(grad) for grad in self.inputs.gradients()]
 
     def capture(self) -> None:
         """Record the launches in the graph that the current streams record.
@@ -494,6 +536,7 @@ class PreparedStep:
         """Admit tensors that have their first gradient; False if one has no place here."""
         if np.array_equal(present, self.has_gradient):
             return True
+        self._settle()
         new = np.flatnonzero(present & ~self._admitted).tolist()
         if new:
             if self._keeps_tensors or not all(position in self._place for position in new):

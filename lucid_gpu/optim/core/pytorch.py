@@ -199,7 +199,8 @@ def _torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
                 f"only {other} can be exported"
             )
         options[option] = names[options[option]]
-    used = [option for option in counterpart.lacks if options.pop(option, False)]
+    lacks = (*counterpart.lacks, "max_norm", "skip_nonfinite")
+    used = [option for option in lacks if options.pop(option, False)]
     if not options.get("weight_decay"):
         used = [option for option in used if option != "decoupled_weight_decay"]
     if used:

@@ -21,11 +21,13 @@ class Rows(NamedTuple):
             bits of the number of steps taken.
         row_of: for each tensor, its row; of a tensor without a gradient it means nothing.
         carries: for each row, what the step leaves for the next one.
+        stride: how many rows there are for each number of skipped steps that there may be.
     """
 
     scalars: npt.NDArray[Any]
     row_of: npt.NDArray[np.int32]
     carries: list[tuple[float, ...]]
+    stride: int = 0
 
 
 class Counts:
@@ -53,6 +55,8 @@ class Counts:
         self._is_first = np.zeros(count, np.bool_)
         self._minds_first = rule.first_scalars is not rule.scalars
         self._present = np.zeros(count, np.bool_)
+        self._undo = np.zeros(count, np.bool_)
+        self._before: npt.NDArray[Any] | None = None
         self._row_of = np.zeros(count, np.int32)
         self._leaders = np.zeros(0, np.intp)
         self._is_grouped = False
@@ -87,8 +91,18 @@ class Counts:
             self._present = present
             self._is_grouped = False
 
-    def rows(self) -> Rows:
+    @property
+    def needs_exact_counts(self) -> bool:
+        """Whether the next rows are known only once it is known which steps were skipped."""
+        is_first = self._is_first[self._present].any() or self._undo.any()
+        return bool(self._rule.carries) or bool(self._minds_first and is_first)
+
+    def rows(self, unknown: int = 0) -> Rows:
         """Return the scalars of the next step, which changes nothing yet.
+
+        Args:
+            unknown: how many of the last steps may turn out to have been skipped: the rows for each
+                number of them follow one another.
 
         Raises:
             ValueError: one is too large for the dtype that computes.
@@ -97,11 +111,14 @@ class Counts:
             self._group()
         of = self._leaders
         firsts = (self._is_first[of] & self._minds_first).tolist()
+        steps = self._steps[of]
+        candidates = [np.maximum(steps - skipped, 0) for skipped in range(unknown + 1)]
         made = [
             self._rule.row(self._groups[group], step + 1, tuple(carry), is_first)
+            for counted in candidates
             for group, step, carry, is_first in zip(
                 self._group_of[of].tolist(),
-                self._steps[of].tolist(),
+                counted.tolist(),
                 self._carries[of].tolist(),
                 firsts,
                 strict=True,
@@ -113,12 +130,13 @@ class Counts:
         if not np.isfinite(rounded).all():
             self._refuse(exact, rounded)
         if self._storage.rounds:
-            rounded[:, -1] = self._steps[of].astype(np.uint32).view(np.float32)
-        return Rows(rounded, self._row_of, [left for _, left in made])
+            taken = np.concatenate(candidates)
+            rounded[:, -1] = taken.astype(np.uint32).view(np.float32)
+        return Rows(rounded, self._row_of, [left for _, left in made], len(of))
 
     def _refuse(self, exact: npt.NDArray[np.float64], rounded: npt.NDArray[Any]) -> None:
         row, column = np.argwhere(~np.isfinite(rounded))[0].tolist()
-        group = self._group_of[self._leaders[row]]
+        group = self._group_of[self._leaders[row % len(self._leaders)]]
         raise ValueError(
             f"the options of parameter group {group} make {row_fields(self._rule)[column]} "
             f"{exact[row, column]}, which {self._dtype} cannot hold: choose smaller ones, or "
@@ -128,12 +146,28 @@ class Counts:
     def count(self, rows: Rows) -> None:
         """Count the step that these rows were made for."""
         self._steps += self._present
+        self._before = self._carries.copy() if self._rule.carries else None
+        self._undo = self._is_first & self._present
         if self._rule.carries and rows.carries:
             left = np.array(rows.carries)
             self._carries[self._present] = left[rows.row_of[self._present]]
         if self._is_first.any():
             self._is_first &= ~self._present
             self._is_grouped = self._is_grouped and not self._minds_first
+
+    def take_back(self, skipped: int) -> None:
+        """Uncount steps that were skipped, of the tensors that have a gradient.
+
+        Args:
+            skipped: how many; more than the last one only where rows do not ask for exact counts.
+        """
+        self._steps -= skipped * self._present
+        if self._before is not None:
+            self._carries[...] = self._before
+        if self._undo.any():
+            self._is_first |= self._undo
+            self._undo = np.zeros_like(self._undo)
+        self._is_grouped = self._is_grouped and not (self._minds_first or self._rule.carries)
 
     def _group(self) -> None:
         """Find the tensors that step alike: one group, count and carry, and slots as new."""

@@ -36,11 +36,13 @@ class Watch:
     Attributes:
         version: another object after any slot was set or deleted.
         made: see :attr:`State.made`.
+        settle_counts: is called before a number that many share is read; None for nothing.
     """
 
     def __init__(self) -> None:
         self.version: object = object()
         self.made: set[keep.MadeOn] = set()
+        self.settle_counts: Callable[[], None] | None = None
         self._arrivals: list[Callable[[], bool]] = []
 
     def note_change(self) -> None:
@@ -78,6 +80,8 @@ class Slots(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
         if type(value) is Shared:
+            if self._watch.settle_counts is not None:
+                self._watch.settle_counts()
             return value.read()
         self._watch.settle()
         return value
@@ -141,6 +145,10 @@ class State(MutableMapping[Any, Slots]):
             arrival: waits for them; it returns whether that needs to be done no more.
         """
         self._watch.expect(arrival)
+
+    def expect_counts(self, settle: Callable[[], None] | None) -> None:
+        """Have a function called before a step count is read, because it may change; or none."""
+        self._watch.settle_counts = settle
 
     def settled(self) -> contextlib.AbstractContextManager[None]:
         """Wait for arrays that are on their way once, for all that are read in a ``with`` block."""

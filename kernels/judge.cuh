@@ -1,0 +1,55 @@
+// What the measured gradients of an optimizer amount to; lucid_gpu/execution/outcome.py does the
+// same on the host, to the bit.
+#pragma once
+
+struct Judged {
+  const double* total;     // of the squares of all gradients, as they are
+  const long long* count;  // of elements that are not finite
+  const float* scale;      // by which the loss was multiplied; null for 1
+  int* found;              // set to 1 if elements are not finite, or null; read if `heeds` is
+  Outcome* outcome;
+  double max_norm;  // 0 for no bound
+  int may_skip;
+  int heeds;  // whether what was found before counts, too
+};
+
+// Run by one thread.
+__global__ void judge(const __grid_constant__ Judged judged) {
+  const double scale = judged.scale ? double(*judged.scale) : 1.0;
+  const long long count = *judged.count;
+  const bool is_bad = count != 0 || (judged.heeds && *judged.found != 0);
+  Outcome& outcome = *judged.outcome;
+  outcome.norm = sqrt(*judged.total) / scale;
+  outcome.factor = 1.0 / scale;
+  if (judged.max_norm > 0) {
+    const double bound = judged.max_norm / (outcome.norm + 1e-6);
+    outcome.factor = outcome.factor * (bound > 1.0 ? 1.0 : bound);  // NaN stays
+  }
+  outcome.single_factor = float(outcome.factor);
+  outcome.nonfinite = count;
+  outcome.scale = float(scale);
+  outcome.skipped = judged.may_skip && is_bad;
+  outcome.skips += outcome.skipped;
+  if (judged.found && count != 0) *judged.found = 1;
+}
+
+struct Adjusted {
+  float* scale;
+  int* tracker;  // steps since the scale last changed
+  int* found;    // whether elements were not finite since then; cleared
+  float growth, backoff;
+  int interval;
+};
+
+// Moves the scale of a loss, after the steps of all optimizers. Run by one thread.
+__global__ void adjust(const __grid_constant__ Adjusted adjusted) {
+  if (*adjusted.found) {
+    *adjusted.scale = *adjusted.scale * adjusted.backoff;
+    *adjusted.tracker = 0;
+  } else if (++*adjusted.tracker == adjusted.interval) {
+    const float grown = *adjusted.scale * adjusted.growth;
+    if (grown - grown == 0) *adjusted.scale = grown;
+    *adjusted.tracker = 0;
+  }
+  *adjusted.found = 0;
+}
