@@ -17,6 +17,7 @@ from lucid_gpu.optim.core.hooks import (
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
 from lucid_gpu.optim.lion import Lion
+from lucid_gpu.optim.muon import Muon
 from lucid_gpu.optim.nadam import NAdam
 from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
@@ -38,6 +39,7 @@ __all__ = [
     "ArrayOptimizer",
     "FusedOptimizer",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "OptimizerStub",

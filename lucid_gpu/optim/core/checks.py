@@ -123,6 +123,16 @@ def finite_numbers(options: Mapping[str, Any], name: str, count: int) -> None:
     _replace_all(options, name, count, "", _number)
 
 
+def whole_numbers(options: Mapping[str, Any], *names: str, least: int, most: float) -> None:
+    """Raise unless each named option is a whole number of these bounds."""
+    for name in names:
+        number = _number(name, options[name])
+        if not (float(number).is_integer() and least <= number <= most):
+            bound = f">= {least}" if most == math.inf else f">= {least} and <= {most}"
+            raise ValueError(f"{name} must be a whole number {bound}, not {options[name]!r}")
+        _replace(options, name, number if type(number) is int else int(number))
+
+
 def _rate(name: str, value: Any) -> float:
     number = _number(name, value)
     if not 0 <= number < 1:

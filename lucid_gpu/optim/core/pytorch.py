@@ -60,11 +60,14 @@ def note_counterpart(name: str, counterpart: Counterpart) -> None:
 
 
 def is_pytorch(state_dict: Mapping[str, Any]) -> bool:
-    """Say whether ``torch.optim`` wrote this."""
-    return any(
-        CLASS not in group and key in group
-        for group in state_dict["param_groups"]
-        for key in _EXECUTION
+    """Say whether ``torch.optim`` wrote this: by options, or by tensors where it has none."""
+    groups = state_dict["param_groups"]
+    if any(CLASS in group for group in groups):
+        return False
+    return any(key in group for group in groups for key in _EXECUTION) or any(
+        type(value).__module__.partition(".")[0] == "torch"
+        for slots in state_dict["state"].values()
+        for value in slots.values()
     )
 
 
