@@ -87,9 +87,12 @@ class Case(NamedTuple):
             optimizer.step()
 
 
+ANY_SHAPES = ((3, 4), (2, 3, 5), (5,), ())
 MUON_SHAPES = ((3, 4), (6, 2), (2, 3, 2), (5,), ())
 
 CASES = [
+    Case(optim.Adafactor, {"lr": 0.1}, ANY_SHAPES),
+    Case(optim.Adafactor, {"d": 1.5, "weight_decay": 0.1, "maximize": True}, ANY_SHAPES),
     Case(optim.Muon, {}, MUON_SHAPES, by_kind),
     Case(optim.Muon, {"nesterov": False, "weight_decay": 0.0}, MUON_SHAPES, by_kind),
     Case(

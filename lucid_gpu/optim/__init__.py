@@ -1,6 +1,7 @@
 """Optimizers."""
 
 from lucid_gpu.optim.adadelta import Adadelta
+from lucid_gpu.optim.adafactor import Adafactor
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.adamax import Adamax
@@ -30,6 +31,7 @@ __all__ = [
     "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

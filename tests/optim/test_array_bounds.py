@@ -13,10 +13,22 @@ from tests import array_rules
 from tests.contract.support import unchanged
 
 NONNEGATIVE = [
+    ("Adafactor", "lr weight_decay"),
     ("Muon", "lr weight_decay eps"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
 OWN = [
+    ("Adafactor", "beta2_decay", 0.8, "beta2_decay must be <= 0, not 0.8"),
+    ("Adafactor", "d", 0.5, "d must be >= 1, not 0.5"),
+    (
+        "Adafactor",
+        "eps",
+        1e-3,
+        "eps must be a tuple of None or a number and a number, not 0.001",
+    ),
+    ("Adafactor", "eps", (-1e-30, 1e-3), r"eps\[0\] must be >= 0, not -1e-30"),
+    ("Adafactor", "eps", (None, -1.0), r"eps\[1\] must be >= 0, not -1.0"),
+    ("Adafactor", "maximize", None, "maximize must be one of False, True, not None"),
     ("Muon", "momentum", -0.1, "momentum must be >= 0 and < 1, not -0.1"),
     ("Muon", "momentum", 1.0, "momentum must be >= 0 and < 1, not 1.0"),
     ("Muon", "nesterov", 1, "nesterov must be one of False, True, not 1"),
@@ -36,6 +48,7 @@ OF_GROUPS = [
 """What no argument of the constructor is, but an option of a group."""
 
 ALLOWED = [
+    ("Adafactor", {"lr": 0, "weight_decay": 0, "beta2_decay": 0, "eps": (0, 0)}),
     ("Muon", {"lr": 0, "weight_decay": 0, "eps": 0, "momentum": 0, "ns_steps": 0}),
     ("Muon", {"ns_steps": 99, "ns_coefficients": (1.5, -0.5, 0)}),
 ]
