@@ -11,6 +11,7 @@ import numpy as np
 from lucid_gpu import Parameter, optim
 from lucid_gpu.device import transfer
 from lucid_gpu.optim import ArrayOptimizer, FusedOptimizer, Optimizer, OptimizerStub
+from lucid_gpu.optim.core import tree
 from tests.stepping import bits, place
 
 BASES = {Optimizer, FusedOptimizer, ArrayOptimizer, OptimizerStub}
@@ -47,6 +48,16 @@ def by_kind(params: list[Any]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def bowl(params: list[Any], targets: list[Any]) -> Any:
+    """Set the gradients of a sum of fourth powers of distances, and return that sum."""
+    loss = 0.0
+    for param, target in zip(params, targets, strict=True):
+        far = param.data - transfer.to(target, param.device)
+        param.grad = 4 * far**3
+        loss = loss + (far**4).sum()
+    return loss
+
+
 class Case(NamedTuple):
     """An optimizer in array code with options.
 
@@ -56,6 +67,7 @@ class Case(NamedTuple):
         shapes: of parameters that it is tried on.
         group: makes of parameters what its constructor takes.
         draw: draws a gradient.
+        takes_closure: whether gradients come from a closure.
     """
 
     rule: type[ArrayOptimizer]
@@ -63,6 +75,7 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = ((3, 4), (5,), ())
     group: Callable[[list[Any]], list[Any]] = list
     draw: Callable[..., Any] = dense
+    takes_closure: bool = False
 
     @property
     def label(self) -> str:
@@ -81,6 +94,11 @@ class Case(NamedTuple):
     def train(self, optimizer: Any, params: list[Any], steps: int = 3, seed: int = 2) -> None:
         """Take some steps with gradients that change."""
         rng = np.random.default_rng(seed)
+        if self.takes_closure:
+            targets = [np.asarray(rng.normal(size=param.shape), param.dtype) for param in params]
+            for _ in range(steps):
+                optimizer.step(lambda: bowl(params, targets))
+            return
         for _ in range(steps):
             for param in params:
                 param.grad = self.draw(rng, param.shape, param.device, param.dtype.name)
@@ -103,13 +121,23 @@ CASES = [
     ),
 ]
 
+CLOSURE_CASES = [
+    Case(optim.LBFGS, {"max_iter": 4, "lr": 0.5}, ANY_SHAPES, takes_closure=True),
+    Case(
+        optim.LBFGS,
+        {"max_iter": 4, "line_search_fn": "strong_wolfe"},
+        ANY_SHAPES,
+        takes_closure=True,
+    ),
+]
+
 
 def arrays(optimizer: Any, params: list[Any]) -> list[Any]:
     """Return parameters and slots as arrays on the host."""
     found = [param.data for param in params]
     for param in params:
         slots = optimizer.state.get(param, {})
-        found += [slots[name] for name in sorted(slots) if name != "step"]
+        found += [array for name in sorted(slots) for array in tree.arrays_in(slots[name])]
     return [transfer.to(array, "cpu") for array in found]
 
 

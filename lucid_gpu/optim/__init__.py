@@ -17,6 +17,7 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.lbfgs import LBFGS
 from lucid_gpu.optim.lion import Lion
 from lucid_gpu.optim.muon import Muon
 from lucid_gpu.optim.nadam import NAdam
@@ -29,6 +30,7 @@ from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",

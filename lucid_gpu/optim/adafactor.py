@@ -98,7 +98,9 @@ class Adafactor(ArrayOptimizer):
         if not isinstance(eps, tuple | list) or len(eps) != 2:
             raise ValueError(f"eps must be a tuple of None or a number and a number, not {eps!r}")
         own = {f"eps[{index}]": value for index, value in enumerate(eps)}
-        checks.nonnegative(own, *(name for name in own if (name, own[name]) != ("eps[0]", None)))
+        checks.nonnegative(own, *(["eps[1]"] if eps[0] is None else own))
+        if isinstance(options, dict):
+            options["eps"] = list(own.values()) if isinstance(eps, list) else tuple(own.values())
         checks.switches(options, "maximize")
 
     def slot_shapes(

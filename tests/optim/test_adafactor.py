@@ -54,6 +54,17 @@ def test_the_machine_epsilon_is_that_of_each_parameter():
     assert 1 - beside.data[0] > 1e-5
 
 
+@pytest.mark.parametrize("eps", [(np.float64(1e-9), np.float32(0.5)), [None, np.array(0.5)]])
+def test_numbers_of_numpy_in_eps_become_pythons(eps):
+    param = trained([1.0], [1.0], "cpu")
+    optimizer = Adafactor([param], eps=eps)
+    optimizer.step()
+    own = optimizer.param_groups[0]["eps"]
+    assert type(own) is type(eps)
+    assert [type(value) for value in own] == [type(None) if eps[0] is None else float, float]
+    assert param.dtype == np.float32
+
+
 def test_no_step_waits_for_a_norm(emulated):
     params = [trained(np.ones((3, 4)), np.ones((3, 4)), "cuda:0"), trained([1.0], [1.0], "cuda:0")]
     optimizer = Adafactor(params)

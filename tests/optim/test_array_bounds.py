@@ -14,6 +14,7 @@ from tests.contract.support import unchanged
 
 NONNEGATIVE = [
     ("Adafactor", "lr weight_decay"),
+    ("LBFGS", "lr tolerance_grad tolerance_change"),
     ("Muon", "lr weight_decay eps"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
@@ -29,6 +30,11 @@ OWN = [
     ("Adafactor", "eps", (-1e-30, 1e-3), r"eps\[0\] must be >= 0, not -1e-30"),
     ("Adafactor", "eps", (None, -1.0), r"eps\[1\] must be >= 0, not -1.0"),
     ("Adafactor", "maximize", None, "maximize must be one of False, True, not None"),
+    ("LBFGS", "max_iter", 0, "max_iter must be a whole number >= 1, not 0"),
+    ("LBFGS", "max_iter", 1.5, "max_iter must be a whole number >= 1, not 1.5"),
+    ("LBFGS", "max_eval", 0, "max_eval must be a whole number >= 1, not 0"),
+    ("LBFGS", "history_size", 0, "history_size must be a whole number >= 1, not 0"),
+    ("LBFGS", "line_search_fn", "weak", "must be one of None, 'strong_wolfe', not 'weak'"),
     ("Muon", "momentum", -0.1, "momentum must be >= 0 and < 1, not -0.1"),
     ("Muon", "momentum", 1.0, "momentum must be >= 0 and < 1, not 1.0"),
     ("Muon", "nesterov", 1, "nesterov must be one of False, True, not 1"),
@@ -48,6 +54,9 @@ OF_GROUPS = [
 """What no argument of the constructor is, but an option of a group."""
 
 ALLOWED = [
+    ("LBFGS", {"lr": 0, "tolerance_grad": 0, "tolerance_change": 0}),
+    ("LBFGS", {"max_iter": 1, "max_eval": 1, "history_size": 1}),
+    ("LBFGS", {"max_iter": 1, "max_eval": 1, "line_search_fn": "strong_wolfe"}),
     ("Adafactor", {"lr": 0, "weight_decay": 0, "beta2_decay": 0, "eps": (0, 0)}),
     ("Muon", {"lr": 0, "weight_decay": 0, "eps": 0, "momentum": 0, "ns_steps": 0}),
     ("Muon", {"ns_steps": 99, "ns_coefficients": (1.5, -0.5, 0)}),
@@ -69,8 +78,14 @@ def make(name, **options):
 
 def step(optimizer, param):
     """Take a step with a gradient."""
-    param.grad = np.array([[0.5, 0.25]], np.float32)
-    optimizer.step()
+    gradient = np.array([[0.5, 0.25]], np.float32)
+
+    def closure():
+        param.grad = gradient
+        return (param.data * gradient).sum()
+
+    closure()
+    optimizer.step(closure)
 
 
 @pytest.mark.parametrize(("name", "option", "value", "text"), [*BELOW_0, *OWN], ids=str)
@@ -100,7 +115,7 @@ def test_an_option_edited_out_of_bounds_is_refused_ahead_of_the_step(name, optio
     step(optimizer, param)
     optimizer.param_groups[0].update(options)
     with unchanged(optimizer), pytest.raises(ValueError, match=text):
-        optimizer.step()
+        optimizer.step(lambda: 0.0)
 
 
 @pytest.mark.parametrize("rule", array_rules.optimizers(), ids=lambda rule: rule.__name__)

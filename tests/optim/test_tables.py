@@ -103,7 +103,7 @@ def test_slots_of_array_code_are_those_of_a_step(rule):
     words = r"up to history_size in|\b(and|in|the|numbers)\b"
     texts = [re.sub(words, "", slots) for _, slots, _ in rows(rule, 3)]
     told = {slot for text in texts for slot in re.findall(r"\w+", text)}
-    cases = array_rules.CASES
+    cases = [*array_rules.CASES, *array_rules.CLOSURE_CASES]
     (case, *_) = [case for case in cases if case.rule is rule]
     optimizer, params = case.make("cpu")
     case.train(optimizer, params)

@@ -154,6 +154,8 @@ def _group(group: Mapping[str, Any], counterpart: Counterpart) -> dict[str, Any]
 
 
 def _array(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_array(item) for item in value]
     array = as_array(value)
     return value if array is None else array
 
