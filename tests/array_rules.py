@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, RowGradient, optim
 from lucid_gpu.device import transfer
 from lucid_gpu.optim import ArrayOptimizer, FusedOptimizer, Optimizer, OptimizerStub
 from lucid_gpu.optim.core import tree
@@ -35,9 +35,18 @@ def dense(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: 
     return place(np.asarray(rng.normal(size=shape), dtype), device).view
 
 
-def parts(grad: Any) -> Any:
-    """Return the bits of a gradient."""
-    return bits(grad)
+def of_rows(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype: str) -> Any:
+    """Draw a gradient of rows, of which some are there several times."""
+    count = 2 * shape[0]
+    rows = rng.integers(0, max(shape[0], 1), count)
+    values = np.asarray(rng.normal(size=(count, *shape[1:])), dtype)
+    return RowGradient(place(rows, device).view, place(values, device).view)
+
+
+def parts(grad: Any) -> list[Any]:
+    """Return the arrays of a gradient on the host."""
+    own = [grad.rows, grad.values] if isinstance(grad, RowGradient) else [grad]
+    return [transfer.copy(array, "cpu") for array in own]
 
 
 def by_kind(params: list[Any]) -> list[dict[str, Any]]:
@@ -106,11 +115,14 @@ class Case(NamedTuple):
 
 
 ANY_SHAPES = ((3, 4), (2, 3, 5), (5,), ())
+ROW_SHAPES = ((6, 3), (5,), (4, 2, 2))
 MUON_SHAPES = ((3, 4), (6, 2), (2, 3, 2), (5,), ())
 
 CASES = [
     Case(optim.Adafactor, {"lr": 0.1}, ANY_SHAPES),
     Case(optim.Adafactor, {"d": 1.5, "weight_decay": 0.1, "maximize": True}, ANY_SHAPES),
+    Case(optim.SparseAdam, {"lr": 0.1}, ROW_SHAPES, draw=of_rows),
+    Case(optim.SparseAdam, {"betas": (0.5, 0.9), "maximize": True}, ROW_SHAPES, draw=of_rows),
     Case(optim.Muon, {}, MUON_SHAPES, by_kind),
     Case(optim.Muon, {"nesterov": False, "weight_decay": 0.0}, MUON_SHAPES, by_kind),
     Case(

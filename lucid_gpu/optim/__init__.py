@@ -26,6 +26,7 @@ from lucid_gpu.optim.rmsprop import RMSprop
 from lucid_gpu.optim.rprop import Rprop
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.sgd_schedule_free import SGDScheduleFree
+from lucid_gpu.optim.sparse_adam import SparseAdam
 from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RemovableHandle",
     "Rprop",
     "SGDScheduleFree",
+    "SparseAdam",
     "checks",
     "pytorch",
     "register_optimizer_step_post_hook",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, RowGradient, optim
 from tests import array_rules
 from tests.contract.support import unchanged
 
@@ -16,6 +16,7 @@ NONNEGATIVE = [
     ("Adafactor", "lr weight_decay"),
     ("LBFGS", "lr tolerance_grad tolerance_change"),
     ("Muon", "lr weight_decay eps"),
+    ("SparseAdam", "lr"),
 ]
 BELOW_0 = [(name, option, -0.1, ">= 0") for name, own in NONNEGATIVE for option in own.split()]
 OWN = [
@@ -35,6 +36,11 @@ OWN = [
     ("LBFGS", "max_eval", 0, "max_eval must be a whole number >= 1, not 0"),
     ("LBFGS", "history_size", 0, "history_size must be a whole number >= 1, not 0"),
     ("LBFGS", "line_search_fn", "weak", "must be one of None, 'strong_wolfe', not 'weak'"),
+    ("SparseAdam", "betas", (1.0, 0.5), r"betas\[0\] must be >= 0 and < 1, not 1.0"),
+    ("SparseAdam", "betas", (0.5, -0.1), r"betas\[1\] must be >= 0 and < 1, not -0.1"),
+    ("SparseAdam", "eps", 0, "eps must be > 0, not 0"),
+    ("SparseAdam", "eps", -1e-8, "eps must be > 0, not -1e-08"),
+    ("SparseAdam", "maximize", 1, "maximize must be one of False, True, not 1"),
     ("Muon", "momentum", -0.1, "momentum must be >= 0 and < 1, not -0.1"),
     ("Muon", "momentum", 1.0, "momentum must be >= 0 and < 1, not 1.0"),
     ("Muon", "nesterov", 1, "nesterov must be one of False, True, not 1"),
@@ -54,6 +60,7 @@ OF_GROUPS = [
 """What no argument of the constructor is, but an option of a group."""
 
 ALLOWED = [
+    ("SparseAdam", {"lr": 0, "betas": (0, 0), "eps": 1e-300}),
     ("LBFGS", {"lr": 0, "tolerance_grad": 0, "tolerance_change": 0}),
     ("LBFGS", {"max_iter": 1, "max_eval": 1, "history_size": 1}),
     ("LBFGS", {"max_iter": 1, "max_eval": 1, "line_search_fn": "strong_wolfe"}),
@@ -81,7 +88,8 @@ def step(optimizer, param):
     gradient = np.array([[0.5, 0.25]], np.float32)
 
     def closure():
-        param.grad = gradient
+        is_sparse = isinstance(optimizer, optim.SparseAdam)
+        param.grad = RowGradient([0], gradient) if is_sparse else gradient
         return (param.data * gradient).sum()
 
     closure()

@@ -97,6 +97,15 @@ def nonnegative(options: Mapping[str, Any], *names: str) -> None:
         _replace(options, name, number)
 
 
+def positive(options: Mapping[str, Any], *names: str) -> None:
+    """Raise unless each named option is a finite number > 0."""
+    for name in names:
+        number = _number(name, options[name])
+        if number <= 0:
+            raise ValueError(f"{name} must be > 0, not {options[name]!r}")
+        _replace(options, name, number)
+
+
 def integer(options: Mapping[str, Any], name: str, least: int, most: int) -> None:
     """Raise unless the option is an int from ``least`` to ``most``."""
     number = _number(name, options[name])

@@ -13,6 +13,7 @@ from lucid_gpu.device.arrays import address, as_array, device_of, is_array, kind
 from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import BFLOAT16, Storage
 from lucid_gpu.optim.core.inputs import notes_changes
+from lucid_gpu.row_gradient import RowGradient
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 """What parameters of every optimizer may be made of, and what rules compute in."""
@@ -136,6 +137,9 @@ def misfits(
         dtype: that it must have; None for that of the parameter.
         shape: that it must have; None for that of the parameter.
     """
+    if isinstance(array, RowGradient):
+        remedy = "give a dense one, gradient.dense(param.shape), or train it with SparseAdam"
+        return [f"{what} is a RowGradient, which only SparseAdam takes: {remedy}"]
     if not is_array(array):
         return [f"{what} is a {kind_of(array)}, not a NumPy or CuPy array"]
     if dtype is None or dtype == data.dtype:
