@@ -11,6 +11,7 @@ from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core.flat_vector import FlatVector
 from lucid_gpu.optim.core.memory import Memory, memory_problems
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 from lucid_gpu.optim.core.quasi_newton import Search
 from lucid_gpu.optim.core.tensors import (
     Tensor,
@@ -21,6 +22,11 @@ from lucid_gpu.optim.core.tensors import (
 )
 
 SEARCHES = (None, "strong_wolfe")
+
+
+def _slots_of_pytorch(slots: dict[str, Any]) -> dict[str, Any]:
+    ours = ("members", "best_point", "best_loss")
+    return {name: value for name, value in slots.items() if name not in ours}
 
 
 class LBFGS(Optimizer):
@@ -62,7 +68,7 @@ class LBFGS(Optimizer):
             have the same options.
         lr: the step t ≥ 0 along a direction.
         max_iter: a whole number of iterations ≥ 1 in a call.
-        max_eval: a whole number of evaluations ≥ 1 in a call; None for 5/4 of ``max_iter``.
+        max_eval: a whole number of evaluations ≥ 1 in a call; None becomes 5/4 of ``max_iter``.
         tolerance_grad: ≥ 0.
         tolerance_change: ≥ 0.
         history_size: a whole number of pairs ≥ 1.
@@ -86,6 +92,8 @@ class LBFGS(Optimizer):
     Sources: Liu & Nocedal, "On the limited memory BFGS method for large scale optimization",
     Mathematical Programming 45, 1989; for the line search, :func:`strong_wolfe`.
     """
+
+    counterpart = Counterpart(keeps_step=False, slots=_slots_of_pytorch)
 
     def __init__(
         self,
@@ -112,8 +120,10 @@ class LBFGS(Optimizer):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError if an option is out of bounds."""
         checks.nonnegative(options, "lr", "tolerance_grad", "tolerance_change")
-        whole = ["max_iter", "history_size"] + ["max_eval"] * (options["max_eval"] is not None)
-        checks.whole_numbers(options, *whole, least=1, most=math.inf)
+        checks.whole_numbers(options, "max_iter", "history_size", least=1, most=math.inf)
+        if options["max_eval"] is None and isinstance(options, dict):
+            options["max_eval"] = options["max_iter"] * 5 // 4
+        checks.whole_numbers(options, "max_eval", least=1, most=math.inf)
         checks.one_of(options, "line_search_fn", SEARCHES)
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from lucid_gpu.device.arrays import as_array
 from lucid_gpu.optim.adam import AdamW
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 
 NS_DTYPES = ("bfloat16", "float32", "float64")
 """What a Newton-Schulz iteration may compute in."""
@@ -22,6 +23,15 @@ SLOTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 """The options of a group of kind ``"adamw"`` that does not give its own."""
+
+
+def _options_of_pytorch(options: dict[str, Any]) -> dict[str, Any]:
+    if options["kind"] != "muon":
+        raise ValueError(
+            'a group of kind "adamw" is unknown to the Muon of PyTorch: only a Muon without can be '
+            "exported"
+        )
+    return {name: value for name, value in options.items() if name not in ("kind", "ns_dtype")}
 
 
 class Muon(ArrayOptimizer):
@@ -89,6 +99,7 @@ class Muon(ArrayOptimizer):
     """
 
     slots = (*SLOTS["muon"], *SLOTS["adamw"])
+    counterpart = Counterpart(keeps_step=False, options=_options_of_pytorch)
 
     def __init__(
         self,

@@ -9,7 +9,12 @@ from typing import Any
 from lucid_gpu.device.arrays import as_array, is_array, kind_of
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
+from lucid_gpu.optim.core.pytorch import Counterpart
 from lucid_gpu.row_gradient import RowGradient
+
+
+def _slots_of_pytorch(slots: dict[str, Any]) -> dict[str, Any]:
+    return {**slots, "step": int(slots["step"])}
 
 
 class SparseAdam(ArrayOptimizer):
@@ -59,6 +64,7 @@ class SparseAdam(ArrayOptimizer):
     """
 
     slots = ("exp_avg", "exp_avg_sq")
+    counterpart = Counterpart(slots=_slots_of_pytorch)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim import Adafactor
+from lucid_gpu.optim import Adafactor, pytorch
 from tests.contract.support import host, trained
 from tests.stepping import place
 
@@ -142,6 +142,19 @@ def test_every_configuration_of_pytorchs_own_tests_agrees():
         race = Race("float32", given.kwargs, given.kwargs)
         race.run(20)
         assert race.distance() <= 3
+
+
+def test_a_state_dict_from_here_goes_on_in_pytorch():
+    race = Race("float64", {"lr": 0.01, "d": 1.5, "eps": (1e-9, 1e-2)}, {})
+    race.run(3)
+    with torch.no_grad():
+        for own, their in zip(race.own, race.their, strict=True):
+            their.copy_(torch.from_numpy(own.data))
+    race.theirs.load_state_dict(pytorch.export(race.ours.state_dict()))
+    assert race.theirs.param_groups[0]["eps"] == (1e-9, 1e-2)
+    assert race.theirs.state[race.their[0]]["step"] == 3
+    race.run(3)
+    assert race.distance() <= 3
 
 
 def test_a_state_dict_of_pytorch_goes_on_here():

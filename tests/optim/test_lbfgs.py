@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim import LBFGS
+from lucid_gpu.optim import LBFGS, pytorch
 from tests.contract.support import Foreign, array, host, picture, unchanged
 
 START = [-1.2, 1.0, 0.5, -0.5, 0.8, 1.5]
@@ -88,6 +88,15 @@ def test_evaluations_and_iterations_are_bounded_and_counted():
             assert slots["step"] == call
             assert slots["func_evals"] == len(seen) <= call * (most + 1)
             assert slots["n_iter"] <= call * options["max_iter"]
+
+
+def test_as_many_evaluations_as_iterations_allow_are_the_default():
+    optimizer, params = two(max_iter=6)
+    assert optimizer.param_groups[0]["max_eval"] == 7
+    for group in optimizer.param_groups:
+        group["max_eval"] = None
+    optimizer.step(closure_of(params)[0])
+    assert optimizer.param_groups[1]["max_eval"] == 7
 
 
 @pytest.mark.parametrize("history_size", [1, 2, 5])
@@ -205,6 +214,86 @@ def test_where_the_loss_is_not_finite_it_goes_back_to_the_best_point(search, bad
     assert wall(elements(params))[0] <= min(loss for loss in seen if np.isfinite(loss)) + 1e-12
 
 
+def scripted(params, *outcomes):
+    """A closure on a bowl whose losses and gradients are spoilt in turn, and the points it saw."""
+    seen, waiting = [], list(outcomes)
+
+    def function(x):
+        seen.append(x)
+        loss, factor = waiting.pop(0) if waiting else (0.0, 1.0)
+        return loss, factor * np.arange(1.0, 7.0) * x
+
+    return closure_of(params, function)[0], seen
+
+
+@pytest.mark.parametrize("spoilt", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
+def test_the_best_point_is_the_lowest_and_the_history_is_forgotten(spoilt):
+    optimizer, params = two(lr=0.1)
+    closure, seen = scripted(params, (5.0, 1.0), (4.0, 1.0), (2.0, 1.0), (3.0, 1.0), spoilt)
+    optimizer.step(closure)
+    assert len(seen) == 5
+    assert elements(params).tolist() == seen[2].tolist()
+    slots = optimizer.state[params[0]]
+    assert (slots["old_dirs"], slots["old_stps"], slots["ro"]) == ([], [], [])
+    assert "d" not in slots
+
+
+def test_a_search_that_finds_no_number_ahead_begins_a_new_history():
+    optimizer, params = two(line_search_fn="strong_wolfe", max_iter=3)
+    optimizer.step(closure_of(params)[0])
+    found = elements(params)
+    closure, _ = scripted(params, (1.0, 1.0), *[(np.nan, 1.0)] * 30)
+    optimizer.step(closure)
+    assert elements(params).tolist() == found.tolist()
+    assert "d" not in optimizer.state[params[0]]
+
+
+def test_a_history_that_leads_nowhere_is_forgotten():
+    optimizer, params = two(line_search_fn="strong_wolfe", max_iter=4)
+    closure, _ = closure_of(params)
+    optimizer.step(closure)
+    found = elements(params)
+    optimizer.state[params[0]]["old_stps"][0][...] = np.inf
+    optimizer.step(closure)
+    assert elements(params).tolist() == found.tolist()
+    optimizer.step(closure)
+    assert rosenbrock(elements(params))[0] < rosenbrock(found)[0]
+
+
+def test_a_pair_of_little_curvature_is_left_out():
+    optimizer, params = two(lr=0.1, max_iter=4)
+    closure, _ = closure_of(params, lambda x: (float(x.sum()), np.ones(6)))
+    optimizer.step(closure)
+    slots = optimizer.state[params[0]]
+    assert slots["n_iter"] == 4
+    assert slots["old_dirs"] == []
+
+
+def test_a_move_that_no_parameter_feels_ends_the_call():
+    optimizer, params = two(lr=1e-4, tolerance_change=1e-3)
+    closure, seen = closure_of(params, lambda x: (1e6 * x.sum(), np.full(6, 1e6)))
+    optimizer.step(closure)
+    assert optimizer.state[params[0]]["n_iter"] == 1
+    assert abs(seen[0] - seen[1]) > 1e-3
+
+
+def test_the_closure_runs_on_its_callers_device_and_its_loss_may_be_there(emulated):
+    import cupy
+
+    param = Parameter(np.array(START), device="cuda:1")
+    optimizer = LBFGS([param], lr=0.1, max_iter=3)
+    devices = []
+
+    def closure():
+        devices.append(cupy.cuda.Device().id)
+        param.grad = array(2 * host(param), "cuda:1", np.float64)
+        return array((host(param) ** 2).sum(), "cuda:0", np.float64)
+
+    assert optimizer.step(closure).device.id == 0
+    assert set(devices) == {0}
+    assert (host(param) ** 2).sum() < (np.array(START) ** 2).sum()
+
+
 def test_a_move_that_the_next_call_finds_bad_is_taken_back():
     optimizer, params = two(lr=1e6, max_iter=1)
     calls = []
@@ -312,7 +401,7 @@ def test_warnings_of_the_closure_are_its_callers():
         np.float64(1.0) / np.float64(0.0)
         return 0.0
 
-    with pytest.raises(RuntimeWarning, match="divide by zero"):
+    with np.errstate(divide="warn"), pytest.raises(RuntimeWarning, match="divide by zero"):
         optimizer.step(closure)
 
 
@@ -391,3 +480,23 @@ def test_a_state_dict_of_pytorch_goes_on_here(search):
         ours.step(closure)
     np.testing.assert_allclose(param.data, their.detach().numpy(), rtol=1e-8)
     assert ours.state[param]["n_iter"] == theirs.state[their]["n_iter"]
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_a_state_dict_from_here_goes_on_in_pytorch(search):
+    param = Parameter(np.array(START))
+    ours = LBFGS([param], line_search_fn=search, max_iter=5)
+
+    def closure():
+        loss, param.grad = rosenbrock(param.data)
+        return loss
+
+    ours.step(closure)
+    theirs, their, their_closure = theirs_of()
+    with torch.no_grad():
+        their.copy_(torch.from_numpy(param.data))
+    theirs.load_state_dict(pytorch.export(ours.state_dict()))
+    for _ in range(2):
+        theirs.step(their_closure)
+        ours.step(closure)
+    np.testing.assert_allclose(param.data, their.detach().numpy(), rtol=1e-8)

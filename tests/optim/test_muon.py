@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from lucid_gpu.optim import AdamW, Muon
+from lucid_gpu.optim import AdamW, Muon, pytorch
 from lucid_gpu.schedules import Scheduler
 from tests.contract.support import host, trained, unchanged
 from tests.stepping import bits
@@ -209,6 +209,25 @@ def test_every_configuration_of_pytorchs_own_tests_agrees(monkeypatch):
         # PyTorch computes with a rate that is a tensor in float32.
         is_rounded = isinstance(given.kwargs.get("lr"), torch.Tensor)
         assert race.distance() <= (5e-7 if is_rounded else 5.9e-16)
+
+
+def test_a_state_dict_from_here_goes_on_in_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    race = Race((6, 4), "float64", {"lr": 0.05, "momentum": 0.8, "ns_dtype": "float64"}, {})
+    race.run(3)
+    with torch.no_grad():
+        race.their.copy_(torch.from_numpy(race.own.data))
+    race.theirs.load_state_dict(pytorch.export(race.ours.state_dict()))
+    assert set(race.theirs.param_groups[0]) == set(torch.optim.Muon([race.their]).param_groups[0])
+    assert set(race.theirs.state[race.their]) == {"momentum_buffer"}
+    race.run(3)
+    assert race.distance() <= 5.9e-16
+
+
+def test_a_group_of_the_other_kind_is_not_exported():
+    saved = Muon([{"params": [Parameter([1.0])], "kind": "adamw"}]).state_dict()
+    with pytest.raises(ValueError, match='kind "adamw" is unknown to the Muon of PyTorch'):
+        pytorch.export(saved)
 
 
 def test_a_state_dict_of_pytorch_goes_on_here(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, RowGradient
-from lucid_gpu.optim import Adam, SparseAdam
+from lucid_gpu.optim import Adam, SparseAdam, pytorch
 from tests.contract.support import array, host, trained, unchanged
 from tests.stepping import bits
 
@@ -232,6 +232,17 @@ def test_every_configuration_of_pytorchs_own_tests_agrees(root):
         race = Race((5, 3), "float32", given.kwargs, given.kwargs)
         race.run(20)
         race.assert_same()
+
+
+def test_a_state_dict_from_here_goes_on_in_pytorch(root):
+    race = Race((5, 3), "float32", {"lr": 0.05, "betas": (0.5, 0.9)}, {})
+    race.run(3)
+    with torch.no_grad():
+        race.their.copy_(torch.from_numpy(race.own.data))
+    race.theirs.load_state_dict(pytorch.export(race.ours.state_dict()))
+    assert race.theirs.param_groups[0]["betas"] == (0.5, 0.9)
+    race.run(3)
+    race.assert_same()
 
 
 def test_a_state_dict_of_pytorch_goes_on_here(root):

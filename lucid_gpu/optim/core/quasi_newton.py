@@ -148,7 +148,7 @@ class Search:
                 return self._noted(point)
             self._vector.put(x + memory.t * memory.d)
             return None
-        most = self._most() - self._count
+        most = options["max_eval"] - self._count
         point, _ = strong_wolfe(
             lambda t: self._evaluate(x, t),
             start,
@@ -167,17 +167,13 @@ class Search:
 
     def _is_done(self, point: Point, reach: float) -> bool:
         memory, options = self._memory, self._options
-        return (
-            self._count >= self._most()
+        is_done: bool = (
+            self._count >= options["max_eval"]
             or point.found.largest <= options["tolerance_grad"]
             or reach * abs(point.t) <= options["tolerance_change"]
             or abs(point.loss - memory.prev_loss) < options["tolerance_change"]
         )
-
-    def _most(self) -> int:
-        most = self._options["max_eval"]
-        limit: int = self._options["max_iter"] * 5 // 4 if most is None else most
-        return limit
+        return is_done
 
     def _noted(self, point: Point) -> Point:
         """Return a point, after noting it if it is the best of this call."""
