@@ -8,7 +8,10 @@ import numpy as np
 
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import as_array, device_of, kind_of
-from lucid_gpu.execution.row_sums import coalesced
+from lucid_gpu.execution.row_sums import C_TYPES, coalesced
+
+DTYPES = tuple(C_TYPES)
+"""What values may be made of."""
 
 
 class RowGradient:
@@ -27,7 +30,7 @@ class RowGradient:
         values: as given.
 
     Raises:
-        TypeError: ``rows`` are no whole numbers, or ``values`` is no array.
+        TypeError: ``rows`` are no whole numbers, or ``values`` is no array of float32 or float64.
         ValueError: there are not as many values as rows, or they are on different devices.
 
     Example:
@@ -45,6 +48,10 @@ class RowGradient:
                 f"values of a RowGradient must be a NumPy or CuPy array, not {kind_of(values)}"
             )
         home = device_of(own)
+        if own.dtype not in DTYPES:
+            raise TypeError(
+                f"values of a RowGradient have dtype {own.dtype}: use float32 or float64"
+            )
         numbers = as_array(rows)
         if numbers is None:
             with gpu.on(home):

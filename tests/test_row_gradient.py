@@ -50,6 +50,7 @@ WRONG = [
     ([[0]], np.ones((1, 2)), TypeError, r"not of dtype int64 and shape \(1, 1\)"),
     ([True], np.ones((1, 2)), TypeError, "not of dtype bool"),
     ([0], [[1.0, 2.0]], TypeError, "must be a NumPy or CuPy array, not list"),
+    ([0], np.ones((1, 2), np.int32), TypeError, "have dtype int32: use float32 or float64"),
     ([0, 1], np.ones((1, 2)), ValueError, r"has 2 rows, but values of shape \(1, 2\)"),
     ([0], np.array(1.0), ValueError, r"has 1 rows, but values of shape \(\)"),
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lucid_gpu.device import gpu
-from lucid_gpu.device.arrays import device_of
+from lucid_gpu.device.arrays import device_of, is_array, kind_of
 from lucid_gpu.execution.rule import no_fills
 from lucid_gpu.optim.core import slots as making
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
@@ -135,6 +135,8 @@ class ArrayOptimizer(Optimizer):
     def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
         """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
         data = unstrange(param.data)
+        if not is_array(data):
+            return [f"its parameter holds a {kind_of(data)}, not a NumPy or CuPy array"]
         shapes = self.slot_shapes(self.saved_options(slots), data.shape)
         arrays = {name: Declared("array", True, shape) for name, shape in shapes.items()}
         return slot_problems({"step": Declared("count", True), **arrays}, slots, data)
