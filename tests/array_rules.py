@@ -43,6 +43,18 @@ def of_rows(rng: np.random.Generator, shape: tuple[int, ...], device: str, dtype
     return RowGradient(place(rows, device).view, place(values, device).view)
 
 
+def scaled(draw: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    """Return what draws gradients that are larger."""
+
+    def drawn(*arguments: Any) -> Any:
+        grad = draw(*arguments)
+        own = grad.values if isinstance(grad, RowGradient) else grad
+        own *= factor
+        return grad
+
+    return drawn
+
+
 def parts(grad: Any) -> list[Any]:
     """Return the arrays of a gradient on the host."""
     own = [grad.rows, grad.values] if isinstance(grad, RowGradient) else [grad]

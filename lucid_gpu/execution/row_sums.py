@@ -50,11 +50,10 @@ def _sums_of_kernel(values: Any, order: Any, starts: Any) -> Any:
     if sums.size:
         kernel = kernels.kernel(joined("row_sums"), f"row_sums<{C_TYPES[values.dtype]}>")
         lengths = np.array([segments, sums.size // segments], np.int64)
-        tables = order.astype(np.int64), starts.astype(np.int64)
         kernel(
             (-(-sums.size // THREADS),),
             (THREADS,),
-            (values, *tables, sums, lengths[0, ...], lengths[1, ...]),
+            (values, order, starts, sums, lengths[0, ...], lengths[1, ...]),
         )
     return sums
 

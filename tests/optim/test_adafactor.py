@@ -75,6 +75,13 @@ def test_no_step_waits_for_a_norm(emulated):
     assert (emulated.record.synchronizations, emulated.record.downloads) == (0, [])
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_a_gradient_of_zeros_moves_nothing(shape, device):
+    param = trained(np.ones(shape), np.zeros(shape), device)
+    Adafactor([param]).step()
+    assert (host(param) == 1).all()
+
+
 def test_nan_reaches_what_shares_a_norm_and_no_other_parameter(device):
     spoilt = trained([1.0, 2.0], [np.nan, 0.5], device)
     sound = trained([1.0, 2.0], [0.5, 0.5], device)

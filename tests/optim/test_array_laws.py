@@ -196,6 +196,14 @@ def test_a_step_cannot_be_recorded_in_a_graph(case, emulated):
             stream.end_capture()
 
 
+@every_own_step
+def test_numbers_that_overflow_cause_no_warning(case):
+    """As on a GPU; the tests take a warning for an error."""
+    optimizer, params = case.make("cpu")
+    huge = array_rules.scaled(case.draw, 1e30)
+    case._replace(draw=huge).train(optimizer, params)
+
+
 @every_case
 def test_hooks_run_around_a_step(case):
     optimizer, params = case.make("cpu")

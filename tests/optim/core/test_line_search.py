@@ -75,3 +75,28 @@ def test_a_bracket_that_no_parameter_feels_is_not_divided():
     assert found.t == 0
     assert min(point.t for point in points) * 1e-3 < 1e-4
     assert len(points) < 26
+
+
+def scripted(points, t, reach=1.0, most=25):
+    """Search from loss 0 and slope −1 where evaluations find losses and slopes in turn."""
+    seen, waiting = [], list(points)
+
+    def evaluate(t):
+        seen.append(t)
+        loss, slope = waiting.pop(0)
+        return Point(t, loss, slope)
+
+    found, _ = strong_wolfe(evaluate, Point(0.0, 0.0, -1.0), t, reach, 1e-9, most)
+    return found, seen
+
+
+def test_a_loss_that_rises_again_ends_the_growth():
+    found, seen = scripted([(-1, -1), (-2, -1), (-1.5, -1), (-3, 0)], 1.0)
+    assert seen[0] < seen[1] < seen[3] < seen[2]
+    assert found.loss == -3
+
+
+def test_a_cubic_that_stays_near_an_end_gives_way_to_a_tenth():
+    _, seen = scripted([(1e6, 2e6), (0.5, 2e6), (-1, 0)], 1.0)
+    assert seen[1] < 0.1
+    assert seen[2] == pytest.approx(0.1 * seen[1])
