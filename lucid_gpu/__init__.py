@@ -5,10 +5,12 @@ from lucid_gpu import amp, averages, gradients, optim, schedules
 from lucid_gpu.execution.cpu_code import cpu_code, set_cpu_code
 from lucid_gpu.flatten import FlatParameter, flatten
 from lucid_gpu.parameter import Parameter
+from lucid_gpu.row_gradient import RowGradient
 
 __all__ = [
     "FlatParameter",
     "Parameter",
+    "RowGradient",
     "__version__",
     "amp",
     "averages",

@@ -7,6 +7,7 @@ from typing import Any
 
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.parameter import Parameter
+from lucid_gpu.row_gradient import RowGradient
 
 
 class FlatParameter(Parameter):
@@ -103,6 +104,8 @@ def _check(members: list[Any]) -> None:
             raise ValueError(f"{label} is part of a flat parameter already")
         if not member.requires_grad:
             raise ValueError(f"{label} has requires_grad=False: leave it out")
+        if isinstance(member.grad, RowGradient):
+            raise ValueError(f"{label} has a gradient of rows: make it dense, or drop it")
         for what in ("dtype", "device"):
             have, want = getattr(member, what), getattr(members[0], what)
             if have != want:

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from lucid_gpu.device import gpu, gradient_table, keep, transfer
 from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
+from lucid_gpu.row_gradient import RowGradient
 
 _latest_data: object = object()
 _latest_grad: object = object()
+_rows_were_given = False
 
 
 def latest_changes() -> tuple[object, object]:
@@ -23,6 +25,14 @@ def latest_changes() -> tuple[object, object]:
     An optimizer that sees the tokens of its last step need not look at a single parameter.
     """
     return _latest_data, _latest_grad
+
+
+def rows_were_given() -> bool:
+    """Say whether a Parameter of this process ever took a gradient of rows.
+
+    Until then, a step that takes arrays alone need not look for one.
+    """
+    return _rows_were_given
 
 
 def gradient_dtypes(dtype: np.dtype[Any]) -> list[np.dtype[Any]]:
@@ -103,7 +113,10 @@ class Parameter:
 
     @property
     def grad(self) -> Any:
-        """The gradient, or None. It must have the shape, dtype and device of ``data``."""
+        """The gradient, or None. It must have the shape, dtype and device of ``data``.
+
+        Or it is a :class:`lucid_gpu.RowGradient`, whose values are rows of that shape.
+        """
         return self._grad
 
     @grad.setter
@@ -117,7 +130,9 @@ class Parameter:
                     "set requires_grad=True to train it"
                 )
             is_text = isinstance(self._data, str)
-            if not (is_text or are_alike(value, self._data, self._grad_dtype)):
+            if isinstance(value, RowGradient):
+                self._require_rows(value)
+            elif not (is_text or are_alike(value, self._data, self._grad_dtype)):
                 value = self._fitting("grad", value)
         if self._stays:
             with gpu.on(self.device):
@@ -213,8 +228,12 @@ class Parameter:
         if not self.is_text and self.device != device:
             if self._stays:
                 raise ValueError(f"{self._label()} is part of a flat parameter: move that instead")
-            data = transfer.copy(self._data, device)
-            self.rehome(data, None if self._grad is None else transfer.copy(self._grad, device))
+            data, grad = transfer.copy(self._data, device), self._grad
+            if isinstance(grad, RowGradient):
+                grad = grad.to(device)
+            elif grad is not None:
+                grad = transfer.copy(grad, device)
+            self.rehome(data, grad)
         return self
 
     def rehome(self, data: Any, grad: Any, stays: bool = False) -> None:
@@ -278,6 +297,21 @@ class Parameter:
 
     def _label(self) -> str:
         return f"parameter {self.name!r}" if self.name is not None else "this parameter"
+
+    def _require_rows(self, grad: RowGradient) -> None:
+        """Raise if a gradient of rows does not fit ``data``; which rows it has, a step looks at."""
+        if self.is_text:
+            raise TypeError(f"data of {self._label()} is text, which has no rows")
+        if self._stays:
+            raise ValueError(
+                f"{self._label()} is part of a flat parameter, whose gradient is dense: give "
+                "gradient.dense(param.shape)"
+            )
+        problems = grad.misfits(self._data)
+        if problems:
+            raise ValueError(f"grad of {self._label()} {'; '.join(problems)}")
+        global _rows_were_given  # noqa: PLW0603 - one for the process, as the tokens above
+        _rows_were_given = True
 
     def _fitting(self, what: str, value: Any) -> Any:
         """Return ``value`` as an array that fits ``data``, or raise with both values."""

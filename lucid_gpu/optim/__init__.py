@@ -1,6 +1,7 @@
 """Optimizers."""
 
 from lucid_gpu.optim.adadelta import Adadelta
+from lucid_gpu.optim.adafactor import Adafactor
 from lucid_gpu.optim.adagrad import Adagrad
 from lucid_gpu.optim.adam import Adam, AdamW
 from lucid_gpu.optim.adamax import Adamax
@@ -16,19 +17,24 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.lbfgs import LBFGS
 from lucid_gpu.optim.lion import Lion
+from lucid_gpu.optim.muon import Muon
 from lucid_gpu.optim.nadam import NAdam
 from lucid_gpu.optim.radam import RAdam
 from lucid_gpu.optim.rmsprop import RMSprop
 from lucid_gpu.optim.rprop import Rprop
 from lucid_gpu.optim.sgd import SGD
 from lucid_gpu.optim.sgd_schedule_free import SGDScheduleFree
+from lucid_gpu.optim.sparse_adam import SparseAdam
 from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -38,6 +44,7 @@ __all__ = [
     "ArrayOptimizer",
     "FusedOptimizer",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "OptimizerStub",
@@ -46,6 +53,7 @@ __all__ = [
     "RemovableHandle",
     "Rprop",
     "SGDScheduleFree",
+    "SparseAdam",
     "checks",
     "pytorch",
     "register_optimizer_step_post_hook",

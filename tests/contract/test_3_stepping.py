@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucid_gpu import Parameter, optim
+from lucid_gpu import Parameter, RowGradient, optim
 from lucid_gpu.device import gpu, transfer
 from tests.contract.support import (
     Foreign,
@@ -171,6 +171,24 @@ def test_a_gradient_on_another_device_is_refused_before_anything_is_written(emul
     with unchanged(optimizer), pytest.raises(ValueError, match=message):
         optimizer.step()
     assert emulated.record.launches == []
+
+
+def test_gradients_of_rows_are_added_in_order_and_kept_apart_from_arrays(device):
+    """Row 15a of docs/contract.md."""
+    params = [Parameter(array([[1.0], [1.0]], device), name=name) for name in ("table", "w")]
+    dense = array([[1.0], [1.0]], device)
+    rows, own = array([1, 1, 1], device, np.int64), array([[1e8], [1.0], [-1e8]], device)
+    gradient = RowGradient(rows, own)
+    assert host(gradient.coalesced()[1]).tolist() == [[0.0]]
+    for kind, taken, other in ((optim.Adam, dense, gradient), (optim.SparseAdam, gradient, dense)):
+        optimizer = kind(params)
+        params[0].grad, params[1].grad = taken, other
+        with unchanged(optimizer), pytest.raises(ValueError, match=r"'w' is a .* SparseAdam"):
+            optimizer.step()
+    params[0].grad = params[1].grad = RowGradient(rows[:0], own[:0])
+    optimizer.step()
+    assert [optimizer.state[param]["step"] for param in params] == [1, 1]
+    assert [values(param) for param in params] == [[[1.0], [1.0]]] * 2
 
 
 def test_a_gradient_that_stops_fitting_is_refused_at_a_later_step(device):

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 
-from lucid_gpu.execution import cuda_sums, plan
+from lucid_gpu.execution import cuda_sums, plan, row_sums
 from tests import emulation, rules
 from tests.execution import sums_oracle
-from tests.stepping import Tensor, host, steps
+from tests.stepping import Tensor, host, place, steps
 
 SHAPES = [(), (0,), (1,), (3,), (7,), (5, 13), (4095,), (4097,), (9001,)]
 
@@ -38,6 +38,9 @@ def main() -> None:
                 groups[0][1].append(_tensor(rng, (6, 5), dtype)._replace(layouts=("strided",)))
                 steps(rule, groups, "cuda:0")
         measure(rng)
+        for dtype in ("float32", "float64"):
+            rows = place(rng.integers(0, 40, 3000), "cuda:0").view
+            row_sums.coalesced(rows, place(rng.normal(size=(3000, 7)).astype(dtype), "cuda:0").view)
 
 
 def measure(rng: np.random.Generator) -> None:

@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from lucid_gpu.execution import plan, strided
-from lucid_gpu.execution.sources import step_source
+from lucid_gpu.execution import plan, row_sums, strided
+from lucid_gpu.execution.sources import joined, step_source
 from tests import rules
 from tests.kernels.nvrtc import ARCHITECTURES, architectures, compile_kernels
 
@@ -114,3 +114,11 @@ def test_spilled_registers_are_seen_in_the_cubin(architecture):
     assert spilling.registers <= 64
     assert spilling.local > 0
     assert ".local" not in spilling.ptx
+
+
+@every_architecture
+def test_sums_of_rows_are_compiled_without_spilling_or_fusing(architecture):
+    names = [f"row_sums<{name}>" for name in row_sums.C_TYPES.values()]
+    for kernel in compile_kernels(joined("row_sums"), names, architecture).values():
+        assert not re.search(r"fma|\.ftz|\.local", kernel.ptx)
+        assert kernel.local == 0

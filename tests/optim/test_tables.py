@@ -10,7 +10,7 @@ import pytest
 from lucid_gpu import optim
 from lucid_gpu.device.arrays import is_array
 from lucid_gpu.optim.core.fused import FRAME_DEFAULTS
-from tests import rules
+from tests import array_rules, rules
 from tests.contract.support import trained
 from tests.documents import ROOT
 
@@ -29,11 +29,14 @@ every_optimizer = pytest.mark.parametrize(
 def rows(rule, columns):
     """The rows of a class in the table of so many columns, without marks of code."""
     name = f"`{rule.__name__}`"
-    found = [row for row in ROWS if len(row) == columns and name in row[0].split(" with")[0]]
+    own = [row for row in ROWS if len(row) == columns]
+    found = [row for row in own if name in re.split(" with| of ", row[0])[0]]
     return [[cell.replace("`", "") for cell in row] for row in found]
 
 
-@every_optimizer
+@pytest.mark.parametrize(
+    "rule", [*rules.optimizers(), *array_rules.optimizers()], ids=lambda rule: rule.__name__
+)
 def test_the_arguments_and_their_defaults_are_those_of_the_class(rule):
     ((_, told),) = rows(rule, 2)
     if told.startswith("as "):
@@ -93,3 +96,15 @@ def kept(rule, options, machine, capsys):
     optimizer.explain()
     (moved,) = re.findall(r"(\d+) bytes moved per element", capsys.readouterr().out)
     return set(slots), [str(sum(arrays) // 3), moved, str(len(machine.record.launches))]
+
+
+@pytest.mark.parametrize("rule", array_rules.optimizers(), ids=lambda rule: rule.__name__)
+def test_slots_of_array_code_are_those_of_a_step(rule):
+    words = r"up to history_size in|\b(and|in|the|numbers)\b"
+    texts = [re.sub(words, "", slots) for _, slots, _ in rows(rule, 3)]
+    told = {slot for text in texts for slot in re.findall(r"\w+", text)}
+    cases = [*array_rules.CASES, *array_rules.CLOSURE_CASES]
+    (case, *_) = [case for case in cases if case.rule is rule]
+    optimizer, params = case.make("cpu")
+    case.train(optimizer, params)
+    assert told == {slot for slots in optimizer.state.values() for slot in slots} - {"step"}

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lucid_gpu.device import gpu
-from lucid_gpu.device.arrays import device_of
+from lucid_gpu.device.arrays import device_of, is_array, kind_of
 from lucid_gpu.execution.rule import no_fills
 from lucid_gpu.optim.core import slots as making
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
-from lucid_gpu.optim.core.tensors import Declared
+from lucid_gpu.optim.core.tensors import (
+    Declared,
+    Tensor,
+    require_slots,
+    slot_problems,
+    unstrange,
+)
 
 
 class ArrayOptimizer(Optimizer):
@@ -21,8 +29,9 @@ class ArrayOptimizer(Optimizer):
     cannot be recorded in a CUDA graph.
 
     Attributes:
-        slots: the names of the arrays that it keeps beside each parameter, of the shape and dtype
-            of the parameter; they begin with zeros, or as :meth:`fills` says.
+        slots: the names of the arrays that it keeps beside a parameter, of the dtype of the
+            parameter, and of its shape unless :meth:`slot_shapes` says otherwise; they begin with
+            zeros, or as :meth:`fills` says.
 
     Example:
         >>> from lucid_gpu import Parameter
@@ -47,6 +56,19 @@ class ArrayOptimizer(Optimizer):
     def fills(options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what slots begin with, where that is not 0: a number, or ``"param"``."""
         return no_fills(options)
+
+    def slot_shapes(
+        self,
+        options: Mapping[str, Any],  # noqa: ARG002 - others' do
+        shape: tuple[int, ...],
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Return the slots that a step uses, each with its shape: all, of that of the parameter.
+
+        Args:
+            options: of the parameter's group.
+            shape: of the parameter.
+        """
+        return dict.fromkeys(self.slots, shape)
 
     def update(
         self, xp: Any, param: Any, grad: Any, slots: Mapping[str, Any], options: Any, t: int
@@ -83,17 +105,14 @@ class ArrayOptimizer(Optimizer):
         result = evaluate(closure)
         self._refuse_capture("step")
         tensors = self.stepping()
-        for tensor in tensors:
-            kept = self.state.get(tensor.param, {})
-            tensor.slots = {name: kept.get(name) for name in self.slots}
-        making.provide(tensors, [self.fills(group) for group in self.param_groups], None)
+        self._provide_slots(tensors)
         self._is_torn = True
         for tensor in tensors:
             slots = self.state[tensor.param]
             slots.update(tensor.slots or {})
             t = slots.get("step", 0) + 1
             home = device_of(tensor.data)
-            with gpu.on(home):
+            with gpu.on(home), np.errstate(all="ignore"):  # as on a GPU, which does not warn
                 self.update(
                     gpu.module(home),
                     tensor.data,
@@ -107,6 +126,39 @@ class ArrayOptimizer(Optimizer):
         return result
 
     def declared_slots(self) -> dict[str, Declared]:
-        """Return the slots that the state of a parameter has."""
-        arrays = {name: Declared("array", is_required=True) for name in self.slots}
-        return {"step": Declared("count", is_required=True), **arrays}
+        """Return the slots that the state of a parameter may have."""
+        return {
+            "step": Declared("count", is_required=True),
+            **dict.fromkeys(self.slots, Declared("array")),
+        }
+
+    def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
+        """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
+        data = unstrange(param.data)
+        if not is_array(data):
+            return [f"its parameter holds a {kind_of(data)}, not a NumPy or CuPy array"]
+        shapes = self.slot_shapes(self.saved_options(slots), data.shape)
+        arrays = {name: Declared("array", True, shape) for name, shape in shapes.items()}
+        return slot_problems({"step": Declared("count", True), **arrays}, slots, data)
+
+    def saved_options(self, slots: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return options that lead to the slots of a saved state, for :meth:`slot_shapes`."""
+        return self.defaults
+
+    def _require_slots(self, tensor: Tensor, options: Mapping[str, Any]) -> None:
+        shapes = self.slot_shapes(options, tensor.data.shape)
+        kept = self.state.get(tensor.param, {})
+        require_slots(tensor, kept, dict.fromkeys(shapes), False, shapes)
+
+    def _provide_slots(self, tensors: list[Tensor]) -> None:
+        """Give every tensor the slots that its step uses; those that it lacks are made."""
+        for tensor in tensors:
+            kept = self.state.get(tensor.param, {})
+            shapes = self.slot_shapes(self.param_groups[tensor.group], tensor.data.shape)
+            tensor.slots = {name: kept.get(name) for name in shapes}
+            home = device_of(tensor.data)
+            for name, shape in shapes.items():
+                if tensor.slots[name] is None and shape != tensor.data.shape:
+                    with gpu.on(home):
+                        tensor.slots[name] = gpu.module(home).zeros(shape, tensor.data.dtype)
+        making.provide(tensors, [self.fills(group) for group in self.param_groups], None)

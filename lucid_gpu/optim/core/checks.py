@@ -97,6 +97,15 @@ def nonnegative(options: Mapping[str, Any], *names: str) -> None:
         _replace(options, name, number)
 
 
+def positive(options: Mapping[str, Any], *names: str) -> None:
+    """Raise unless each named option is a finite number > 0."""
+    for name in names:
+        number = _number(name, options[name])
+        if number <= 0:
+            raise ValueError(f"{name} must be > 0, not {options[name]!r}")
+        _replace(options, name, number)
+
+
 def integer(options: Mapping[str, Any], name: str, least: int, most: int) -> None:
     """Raise unless the option is an int from ``least`` to ``most``."""
     number = _number(name, options[name])
@@ -121,6 +130,16 @@ def decay_rates(options: Mapping[str, Any], name: str, count: int) -> None:
 def finite_numbers(options: Mapping[str, Any], name: str, count: int) -> None:
     """Raise unless the option is a sequence of ``count`` finite numbers."""
     _replace_all(options, name, count, "", _number)
+
+
+def whole_numbers(options: Mapping[str, Any], *names: str, least: int, most: float) -> None:
+    """Raise unless each named option is a whole number of these bounds."""
+    for name in names:
+        number = _number(name, options[name])
+        if not (float(number).is_integer() and least <= number <= most):
+            bound = f">= {least}" if most == math.inf else f">= {least} and <= {most}"
+            raise ValueError(f"{name} must be a whole number {bound}, not {options[name]!r}")
+        _replace(options, name, number if type(number) is int else int(number))
 
 
 def _rate(name: str, value: Any) -> float:

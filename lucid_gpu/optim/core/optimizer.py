@@ -159,6 +159,27 @@ class Optimizer(Hooked, Placed):
             return None
         return {"step": Declared("count"), **dict.fromkeys(self.slots, Declared("array"))}
 
+    def param_problems(self, data: Any, options: Mapping[str, Any]) -> list[str]:  # noqa: ARG002
+        """Return, in words, why a parameter cannot be trained; a subclass knows.
+
+        Asked when a group is made, loaded, and before each step that :meth:`stepping` begins.
+
+        Args:
+            data: what it holds.
+            options: of its group.
+        """
+        return []
+
+    def gradient_problems(self, what: str, grad: Any, data: Any) -> list[str]:
+        """Return, in words, why a gradient cannot be used; a subclass may take other kinds.
+
+        Args:
+            what: how to call it.
+            grad: it.
+            data: the parameter's array.
+        """
+        return misfits(what, grad, data)
+
     def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
         """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
         declared = self.declared_slots()
@@ -190,15 +211,22 @@ class Optimizer(Hooked, Placed):
                 position += 1
                 if param.grad is not None:
                     data, grad = require_trainable(name, param.data), unstrange(param.grad)
+                    self._require_fitting(name, data, group)
                     require_own_memory(name, param, data)
-                    require(misfits(f"the gradient of parameter {name!r}", grad, data))
+                    what = f"the gradient of parameter {name!r}"
+                    require(self.gradient_problems(what, grad, data))
                     tensor = Tensor(position, number, name, param, data, None, grad=grad)
-                    require_slots(
-                        tensor, self.state.get(param, {}), dict.fromkeys(self.slots or ()), False
-                    )
+                    self._require_slots(tensor, group)
                     tensors.append(tensor)
         require_apart(tensors)
         return tensors
+
+    def _require_fitting(self, name: str, data: Any, options: Mapping[str, Any]) -> None:
+        require(f"parameter {name!r} {text}" for text in self.param_problems(data, options))
+
+    def _require_slots(self, tensor: Tensor, options: Mapping[str, Any]) -> None:  # noqa: ARG002
+        used = dict.fromkeys(self.slots or ())
+        require_slots(tensor, self.state.get(tensor.param, {}), used, False)
 
     def explain(self) -> None:
         """Print which parameters the next step will update, without taking it."""
@@ -242,6 +270,8 @@ class Optimizer(Hooked, Placed):
         options = {**self.defaults, **_groups.options(group)}
         _check_depths(options)
         self.require_valid(options)
+        for name, param in _groups.named(group):
+            self._require_fitting(name, param.data, options)
         owners = {
             id(param): (number, name)
             for number, other in enumerate(self.param_groups)

@@ -36,7 +36,8 @@ from lucid_gpu.optim.core.tensors import (
     unstrange,
     unwritable,
 )
-from lucid_gpu.parameter import Parameter, gradient_dtypes
+from lucid_gpu.parameter import Parameter, gradient_dtypes, rows_were_given
+from lucid_gpu.row_gradient import RowGradient
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.host_memory import HostMemory
@@ -508,6 +509,8 @@ class PreparedStep:
         grads = self._held if on_cpu else self.inputs.gradients()
         if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
             grads = self._held = [unstrange(grad) for grad in grads]
+            self._require_fitting(grads)
+        elif rows_were_given() and any(isinstance(grad, RowGradient) for grad in grads):
             self._require_fitting(grads)
         present = np.array([grad is not None for grad in grads], np.bool_)
         if not self._take_presence(present, grads):

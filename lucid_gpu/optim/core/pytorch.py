@@ -40,6 +40,9 @@ class Counterpart:
         keeps_step: whether it counts steps.
         worked_out: slots of its own, each a function of the options and of the number of the next
             step.
+        options: makes of the options of a group here those that it has; it raises ValueError if
+            there are none that compute the same.
+        slots: makes of the slots of a parameter here, tensors already, those that it has.
     """
 
     lacks: tuple[str, ...] = ()
@@ -48,6 +51,8 @@ class Counterpart:
     worked_out: Mapping[str, Callable[[Mapping[str, Any], int], float]] = field(
         default_factory=dict
     )
+    options: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    slots: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 _counterparts: dict[str, Counterpart] = {}
@@ -60,11 +65,14 @@ def note_counterpart(name: str, counterpart: Counterpart) -> None:
 
 
 def is_pytorch(state_dict: Mapping[str, Any]) -> bool:
-    """Say whether ``torch.optim`` wrote this."""
-    return any(
-        CLASS not in group and key in group
-        for group in state_dict["param_groups"]
-        for key in _EXECUTION
+    """Say whether ``torch.optim`` wrote this: by options, or by tensors where it has none."""
+    groups = state_dict["param_groups"]
+    if any(CLASS in group for group in groups):
+        return False
+    return any(key in group for group in groups for key in _EXECUTION) or any(
+        type(value).__module__.partition(".")[0] == "torch"
+        for slots in state_dict["state"].values()
+        for value in slots.values()
     )
 
 
@@ -103,7 +111,8 @@ def export(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a group computes what PyTorch cannot: ``amsgrad=True`` (its own is ``"raw"``),
-            SGD's ``dampen_first``, decoupled decay in SGD, or RMSprop's ``eps_inside_sqrt``.
+            SGD's ``dampen_first``, decoupled decay in SGD, RMSprop's ``eps_inside_sqrt``, or Muon's
+            groups of kind ``"adamw"``.
 
     Example:
         >>> def hand_over(ours, theirs):
@@ -151,6 +160,8 @@ def _group(group: Mapping[str, Any], counterpart: Counterpart) -> dict[str, Any]
 
 
 def _array(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_array(item) for item in value]
     array = as_array(value)
     return value if array is None else array
 
@@ -183,7 +194,7 @@ def _torch_slots(slots: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str
         result["step"] = torch.tensor(float(slots["step"]))
     for name, work_out in counterpart.worked_out.items():
         result[name] = number(work_out(group, slots["step"] + 1))
-    return result
+    return counterpart.slots(result)
 
 
 def _torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def _torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
         )
     if is_positional(options.get("param_names", ())):
         options.pop("param_names", None)
-    return options
+    return counterpart.options(options)
 
 
 def _counterpart(group: Mapping[str, Any]) -> Counterpart:

@@ -40,6 +40,10 @@ class Optimizer(Protocol):
         """Raise if an option is out of bounds."""
         ...
 
+    def param_problems(self, data: Any, options: Mapping[str, Any]) -> list[str]:
+        """Return, in words, why a parameter cannot be trained with some options."""
+        ...
+
     def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
         """Return, in words, why slots cannot be loaded as the state of a parameter."""
         ...
@@ -260,10 +264,15 @@ def _prepare_options(
             installs.append((model_clients[key], value))
     try:
         optimizer.require_valid(options)
+        unfit = [
+            f"{name!r}: parameter {text}"
+            for name, param, _ in match.pairs
+            for text in optimizer.param_problems(param.data, options)
+        ]
     except (TypeError, ValueError) as error:
-        report.problems.append(f"group {match.index}: {error}")
-        return present, []
-    return options, installs
+        unfit = [f"group {match.index}: {error}"]
+    report.problems += unfit
+    return (present, []) if unfit else (options, installs)
 
 
 def _keep_home(array: Any) -> Any:

@@ -13,6 +13,7 @@ from lucid_gpu.device.arrays import address, as_array, device_of, is_array, kind
 from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import BFLOAT16, Storage
 from lucid_gpu.optim.core.inputs import notes_changes
+from lucid_gpu.row_gradient import RowGradient
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 """What parameters of every optimizer may be made of, and what rules compute in."""
@@ -61,14 +62,15 @@ class Declared(NamedTuple):
     """What an optimizer says of one of its slots.
 
     Attributes:
-        kind: ``"count"`` of steps, ``"number"``, or an array of the shape of the parameter:
-            ``"array"`` of its dtype, ``"state"`` of what its rule computes in or bfloat16, or the
-            name of a dtype.
+        kind: ``"count"`` of steps, ``"number"``, or an array: ``"array"`` of the dtype of the
+            parameter, ``"state"`` of what its rule computes in or bfloat16, or the name of a dtype.
         is_required: whether a state without it cannot be loaded.
+        shape: of an array; None is that of the parameter.
     """
 
     kind: str
     is_required: bool = False
+    shape: tuple[int, ...] | None = None
 
 
 def slot_problems(
@@ -87,19 +89,21 @@ def slot_problems(
         if slot.is_required and name not in slots
     ]
     problems += [f"slot {name!r} is unknown" for name in slots if name not in declared]
-    for name, (kind, _) in declared.items():
+    for name, (kind, _, shape) in declared.items():
         if name not in slots:
             continue
         if kind == "count":
             problems += step_problems(slots[name])
         elif kind != "number":
-            problems += _array_problems(name, kind, slots[name], data)
+            problems += _array_problems(name, kind, slots[name], data, shape)
         elif type(slots[name]) not in (int, float):
             problems.append(f"slot {name!r} must be a number, not {slots[name]!r}")
     return problems
 
 
-def _array_problems(name: str, kind: str, array: Any, data: Any) -> list[str]:
+def _array_problems(
+    name: str, kind: str, array: Any, data: Any, shape: tuple[int, ...] | None
+) -> list[str]:
     dtype = data.dtype
     if kind == "state":
         dtype = computing(dtype)
@@ -107,7 +111,7 @@ def _array_problems(name: str, kind: str, array: Any, data: Any) -> list[str]:
         dtype = BFLOAT16 if is_brief else dtype
     elif kind != "array":
         dtype = np.dtype(kind)
-    return misfits(f"slot {name!r}", array, data, "shape", "dtype", dtype=dtype)
+    return misfits(f"slot {name!r}", array, data, "shape", "dtype", dtype=dtype, shape=shape)
 
 
 def computing(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -116,7 +120,12 @@ def computing(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def misfits(
-    what: str, array: Any, data: Any, *kinds: str, dtype: np.dtype[Any] | None = None
+    what: str,
+    array: Any,
+    data: Any,
+    *kinds: str,
+    dtype: np.dtype[Any] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> list[str]:
     """Return, in words, how an array fails to fit the parameter that it belongs to.
 
@@ -126,15 +135,21 @@ def misfits(
         data: the parameter's array.
         kinds: which of ``"shape"``, ``"dtype"`` and ``"device"`` to compare; all by default.
         dtype: that it must have; None for that of the parameter.
+        shape: that it must have; None for that of the parameter.
     """
+    if isinstance(array, RowGradient):
+        remedy = "give a dense one, gradient.dense(param.shape), or train it with SparseAdam"
+        return [f"{what} is a RowGradient, which only SparseAdam takes: {remedy}"]
     if not is_array(array):
         return [f"{what} is a {kind_of(array)}, not a NumPy or CuPy array"]
     if dtype is None or dtype == data.dtype:
         wanted, due = data.dtype, f"the parameter has dtype {data.dtype}"
     else:
         wanted, due = dtype, f"a parameter of {data.dtype} asks for dtype {dtype} here"
+    own = data.shape if shape is None else shape
+    whose = "the parameter" if own == data.shape else "what fits the parameter"
     facts = (
-        ("shape", array.shape, data.shape, f"the parameter has shape {data.shape}: reshape it"),
+        ("shape", array.shape, own, f"{whose} has shape {own}: reshape it"),
         ("dtype", array.dtype, wanted, f"{due}: cast it with .astype({wanted.name!r})"),
         (
             "device",
@@ -218,6 +233,7 @@ def require_slots(
     kept: Mapping[str, Any],
     used: Mapping[str, np.dtype[Any] | None],
     is_brought: bool,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Raise ValueError if a slot that a tensor has does not fit it, or cannot be written to.
 
@@ -227,16 +243,17 @@ def require_slots(
         used: the names of the slots that a step writes, and their dtypes; None stands for that of
             the parameter.
         is_brought: whether slots may be on another device, as they are brought to their place.
+        shapes: of those slots that have not the shape of the parameter.
     """
     compared = ("shape", "dtype") if is_brought else ()
     for slot, dtype in used.items():
         if slot in kept:
             array, label = kept[slot], f"slot {slot!r} of parameter {tensor.name!r}"
-            present = getattr(array, "dtype", None)
+            present, shape = getattr(array, "dtype", None), (shapes or {}).get(slot)
             is_castable = dtype is not None and may_be_stored_as(dtype, present)
             wanted = present if is_castable else dtype
             require(
-                misfits(label, array, tensor.data, *compared, dtype=wanted)
+                misfits(label, array, tensor.data, *compared, dtype=wanted, shape=shape)
                 or unwritable(label, array)
             )
     problems = step_problems(kept.get("step", 0))

@@ -10,6 +10,7 @@ import numpy as np
 
 from lucid_gpu.device.arrays import is_cupy
 from lucid_gpu.parameter import Parameter
+from lucid_gpu.row_gradient import RowGradient
 
 _LEAVES = (type(None), bool, int, float, complex, str, bytes)
 
@@ -86,6 +87,8 @@ def copy_tree(value: Any, copy_array: CopyArray, path: str, depth: int = 0) -> A
     def copy_item(item: Any, path: str) -> Any:
         return copy_tree(item, copy_array, path, depth + 1)
 
+    if isinstance(value, RowGradient):
+        return RowGradient(copy_array(value.rows), copy_array(value.values))
     if isinstance(value, Parameter):
         data, grad = copy_item(value.data, f"{path}.data"), copy_item(value.grad, f"{path}.grad")
         twin = copy.copy(value)
@@ -115,6 +118,8 @@ def arrays_in(value: Any, depth: int = 0) -> Iterator[Any]:
     _refuse_beyond_limit("the state of a parameter", depth)
     if _is_plain_array(value):
         yield value
+    elif isinstance(value, RowGradient):
+        yield from (value.rows, value.values)
     elif isinstance(value, Parameter):
         yield from arrays_in((value.data, value.grad), depth)
     elif type(value) in (dict, list, tuple):

@@ -100,6 +100,15 @@ def test_strict_loading_checks_its_slots(change, reason):
     assert everything(optimizer) == before
 
 
+def test_the_state_of_an_array_is_not_loaded_for_a_text():
+    """Row 24a of docs/contract.md."""
+    optimizer, _ = two("cpu")
+    optimizer.step()
+    other = Momentum([Parameter("a text", name="w"), Parameter("another", name="idle")])
+    with pytest.raises(ValueError, match="'w': its parameter holds a str, not a NumPy or CuPy"):
+        other.load_state_dict(optimizer.state_dict())
+
+
 def test_an_optimizer_of_ones_own_that_declares_its_slots_is_checked_too():
     """Row 24a of docs/contract.md."""
 

@@ -111,3 +111,22 @@ def test_finite_numbers_become_python_numbers():
     options = {"x": np.array([-0.5, 2], np.float32)}
     checks.finite_numbers(options, "x", 2)
     assert [(type(each), each) for each in options["x"]] == [(float, -0.5), (float, 2.0)]
+
+
+@pytest.mark.parametrize(("value", "kept"), [(3, 3), (3.0, 3), (np.float32(0), 0), (9, 9)])
+def test_a_whole_number_is_kept_as_an_int(value, kept):
+    options = {"x": value}
+    checks.whole_numbers(options, "x", least=0, most=9)
+    assert options["x"] == kept
+    assert type(options["x"]) is int
+
+
+@pytest.mark.parametrize("value", [-1, 10, 2.5])
+def test_what_is_no_whole_number_within_bounds_is_refused(value):
+    with pytest.raises(ValueError, match=f"x must be a whole number >= 0 and <= 9, not {value}"):
+        checks.whole_numbers({"x": value}, "x", least=0, most=9)
+
+
+def test_whole_numbers_may_have_no_upper_bound():
+    with pytest.raises(ValueError, match="x must be a whole number >= 1, not 0"):
+        checks.whole_numbers({"x": 0}, "x", least=1, most=math.inf)

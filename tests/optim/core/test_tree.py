@@ -7,7 +7,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, RowGradient
 from lucid_gpu.checkpoint import tree as checkpoint_tree
 from lucid_gpu.optim.core.tree import MAX_DEPTH, arrays_in, check_depth, copy_tree, is_plain
 
@@ -146,3 +146,13 @@ def test_every_array_of_a_nested_value_is_found():
 @pytest.mark.parametrize("value", NOT_PLAIN, ids=lambda value: type(value).__name__)
 def test_no_array_is_found_in_what_is_no_plain_data(value):
     assert list(arrays_in(value)) == []
+
+
+def test_gradients_of_rows_are_copied_with_their_parameter():
+    param = Parameter(np.ones((3, 2)))
+    param.grad = RowGradient([0, 2], np.ones((2, 2)))
+    assert [array.shape for array in arrays_in(param)] == [(3, 2), (2,), (2, 2)]
+    twin = copy_tree(param, np.copy, "slot")
+    twin.grad.values[...] = 5
+    assert twin.grad.rows.tolist() == [0, 2]
+    assert param.grad.values.tolist() == [[1, 1], [1, 1]]
