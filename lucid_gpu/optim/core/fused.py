@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
 from inspect import Parameter as Argument
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
 from lucid_gpu.optim.core import checks, storing
 from lucid_gpu.optim.core.explain import described
 from lucid_gpu.optim.core.groups import named
+from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
 from lucid_gpu.optim.core.prepared import Choice, PreparedStep
 from lucid_gpu.optim.core.tensors import Declared, numeric, require
+from lucid_gpu.optim.core.torch_inputs import TorchInputs
 
 REPLAYS = ("captured", "current")
 """Which gradients a replayed graph reads."""
@@ -242,16 +244,20 @@ class FusedOptimizer(Optimizer):
                 of a foreign parameter is a copy. Nothing was changed.
         """
         result = evaluate(closure)
+        self.advance()
+        return result
+
+    def advance(self) -> None:
+        """Take, or record, a step without hooks and closure: for those who have their own."""
         if gpu.is_capturing(self._prepared.devices if self._prepared else self._homes()):
             self._capture()
             self._is_recorded = True
-            return result
+            return
         prepared = self._current()
         rows = prepared.rows()
         self._is_torn = True
         prepared.run(rows)
         self._is_torn = False
-        return result
 
     def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its learning rates and bias corrections to the device.
@@ -397,9 +403,14 @@ class FusedOptimizer(Optimizer):
         groups = self.param_groups
         choices = [self.choice_of(group) for group in groups]
         memory = self._placement.host_memory if self.state_device is not None else None
-        return PreparedStep(
-            self.rule, list(self.defaults), groups, choices, self.state, memory, self._prepared
-        )
+        inputs = self.inputs_of(groups)
+        return PreparedStep(self.rule, inputs, choices, self.state, memory, self._prepared)
+
+    def inputs_of(self, groups: Sequence[dict[str, Any]]) -> Inputs:
+        """Return what reads the parameters of groups at each step."""
+        params = [param for group in groups for param in group["params"]]
+        kind = TorchInputs if all(map(torch_tensors.is_tensor, params)) else Inputs
+        return kind(groups, list(self.defaults))
 
     def _current(self) -> PreparedStep:
         """Return what this step does: as the last one did if that still holds."""
