@@ -20,6 +20,8 @@ Example:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lucid_gpu import optim
 from lucid_gpu.optim import FusedOptimizer
 from lucid_gpu.torch.factory import torch_class
@@ -34,3 +36,8 @@ _classes = {
 globals().update(_classes)
 
 __all__ = ["TorchOptimizer", *_classes]  # noqa: PLE0604 - names of classes
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type[TorchOptimizer]:
+        """Tell type checkers what the names in ``__all__`` are, which are made above."""
