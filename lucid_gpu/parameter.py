@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device import gpu, gradient_table, keep, transfer
-from lucid_gpu.device.arrays import are_alike, as_array, device_of, kind_of
+from lucid_gpu.device.arrays import (
+    IMMUTABLE,
+    are_alike,
+    as_array,
+    device_of,
+    is_immutable,
+    kind_of,
+)
 from lucid_gpu.row_gradient import RowGradient
 
 _latest_data: object = object()
@@ -319,6 +326,8 @@ class Parameter:
             if isinstance(value, str):
                 return value
             raise TypeError(f"data of {self._label()} is text; got {type(value).__name__}")
+        if what == "data" and is_immutable(value):
+            raise TypeError(f"data of {self._label()} must not be {IMMUTABLE}")
         array = as_array(value)
         if array is None:
             raise TypeError(
@@ -346,6 +355,8 @@ class Parameter:
 def _as_data(value: Any) -> Any:
     if isinstance(value, str):
         return value
+    if is_immutable(value):
+        raise TypeError(f"data must not be {IMMUTABLE}")
     array = as_array(value)
     if array is not None:
         return array

@@ -23,6 +23,7 @@ ROOMS = (
     "lucid_gpu/averages",
     "lucid_gpu/schedules",
     "lucid_gpu/schedules/pytorch",
+    "lucid_gpu/torch",
 )
 """Rooms whose files docs/design.md lists one by one."""
 
@@ -65,6 +66,8 @@ def test_every_path_that_is_named_exists(path):
     "path", [path for path in documents() if path.name != "README.md" and examples(path)], ids=named
 )
 def test_its_examples_print_what_it_says(path, monkeypatch, tmp_path):
+    if any("import torch" in example for example in examples(path)):
+        pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
     monkeypatch.chdir(tmp_path)
     assert printed(examples(path)) == promised(examples(path))
 

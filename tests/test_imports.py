@@ -28,6 +28,7 @@ LAYERS = {
     "amp": {"device", "execution", "gradients", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
+    "torch": {"device", "optim"},
 }
 """For each part of the package, the other parts that it may import."""
 
@@ -67,6 +68,12 @@ def own(path):
 def test_only_device_imports_cupy(path):
     roots = {name.split(".")[0] for name in imports(path)}
     assert dotted(path) == "device.gpu" or not roots & {"cupy", "cupyx", "cupy_backends"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_only_the_part_for_pytorch_imports_it(path):
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert dotted(path).split(".")[0] == "torch" or "torch" not in roots
 
 
 def depends_on(path):

@@ -41,7 +41,7 @@ class PyTorch(Contender):
         cls, options = _translate(torch, task)
         if in_graph and task.rule.optimizer == "Adam":
             options["capturable"] = True
-        self._optimizer = cls(task.groups(self._params), **options, **FLAGS[kind])
+        self._optimizer = self._make(cls, task.groups(self._params), {**options, **FLAGS[kind]})
         self._launch: Callable[[], Any] = self._optimizer.step
         if in_graph:
             self._capture()
@@ -59,6 +59,10 @@ class PyTorch(Contender):
         """Take the gradient of the tensor in the middle away, or give it back."""
         middle = len(self._params) // 2
         self._params[middle].grad = None if is_dropped else self._sets[0][middle]
+
+    def _make(self, cls: Any, groups: list[dict[str, Any]], options: dict[str, Any]) -> Any:
+        """Return the optimizer: here PyTorch's own."""
+        return cls(groups, **options)
 
     def _share(self, array: Any) -> Any:
         return self._torch.from_dlpack(array)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; CuPy publishes no types to name here."""
@@ -29,14 +29,28 @@ def is_masked(value: object) -> bool:
     return module is not None and isinstance(value, module.MaskedArray)
 
 
+def is_immutable(value: object) -> bool:
+    """Say whether ``value`` is an array of JAX, which never changes, without importing that."""
+    kind = getattr(sys.modules.get("jax"), "Array", None)
+    return kind is not None and isinstance(value, kind)
+
+
+IMMUTABLE = (
+    "an array of JAX, which is immutable: pass a copy, numpy.array(x), or cupy.array(x) on a GPU"
+)
+"""What an error says of one."""
+
+
 def is_array(value: object) -> bool:
     """Say whether ``value`` is a NumPy or CuPy array; a masked one is not, for it is two."""
     return is_cupy(value) or (isinstance(value, np.ndarray) and not is_masked(value))
 
 
 def kind_of(value: object) -> str:
-    """Return how an error calls what should be an array: its type, and what to do if masked."""
+    """Return how an error calls what should be an array: its type, and what to do about it."""
     advice = " (whose mask would be lost: pass its .filled(value))" if is_masked(value) else ""
+    if torch_tensors.is_tensor(value):
+        advice = torch_tensors.advice(value)
     return type(value).__name__ + advice
 
 
@@ -69,11 +83,14 @@ def are_alike(array: Any, other: Array, dtype: np.dtype[Any] | None = None) -> b
 def as_array(value: Any) -> Array | None:
     """Return ``value`` as a NumPy or CuPy array that shares its memory, or None if it is no array.
 
-    Arrays of other frameworks come in through DLPack, without a copy. Of a subclass of NumPy's,
-    which may compute otherwise, the result is a plain view; a ``memmap`` is plain already.
+    Tensors of PyTorch are views, and arrays of other frameworks come in through DLPack, without a
+    copy. Of a subclass of NumPy's, which may compute otherwise, the result is a plain view; a
+    ``memmap`` is plain already.
     """
     if type(value) in PLAIN or is_cupy(value):
         return value
+    if torch_tensors.is_tensor(value):
+        return torch_tensors.as_array(value)
     if isinstance(value, np.ndarray):
         return None if is_masked(value) else value.view(np.ndarray)
     if isinstance(value, np.generic):
@@ -108,3 +125,9 @@ def contiguity(array: Array) -> int:
     flags = array.flags
     orders: int = C_ORDER * flags.c_contiguous + F_ORDER * flags.f_contiguous
     return STRIDED + orders
+
+
+def zeros(home: str, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return zeros on a device."""
+    with gpu.on(home):
+        return gpu.module(home).zeros(shape, dtype)

@@ -142,6 +142,24 @@ def on(device: str) -> contextlib.AbstractContextManager[Any]:
     return cupy().cuda.Device(int(device.removeprefix("cuda:")))  # type: ignore[no-any-return]
 
 
+class _Foreign:
+    """A stream of another library, by the protocol that CuPy knows it by."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+@functools.cache
+def foreign_stream(device: str, handle: int) -> Any:
+    """Return a stream of another library, on a device, as one of CuPy's."""
+    stream = cupy().cuda.Stream
+    with on(device):
+        return stream(null=True) if handle in LEGACY else stream.from_external(_Foreign(handle))
+
+
 def is_capturing(devices: Iterable[str]) -> bool:
     """Say whether the current stream of one of ``devices``, or of CuPy's device, records a graph.
 

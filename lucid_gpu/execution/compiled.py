@@ -118,11 +118,24 @@ class CompiledStep:
         Args:
             grads: for each tensor, the identity of its gradient, or 0 if it has none.
         """
-        addresses, layouts = self.look(grads)
+        return self.take_addresses(*self.look(grads))
+
+    def take_addresses(
+        self, addresses: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.bool_]:
+        """Take the gradients of the next run, which somebody holds, by address and layout.
+
+        Returns:
+            Which of them fit their tensor.
+        """
         fits: npt.NDArray[np.bool_] = (layouts & self._layouts) != 0
         self._grads[:] = addresses * fits
         self._elements = int(self._sizes @ fits)
         return fits
+
+    def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
+        """Take gradients that are laid out as those before, of which every one fitted."""
+        self._grads[:] = addresses
 
     def run(
         self,

@@ -47,6 +47,7 @@ class CpuExecutor:
         self._threads = 1
         self._uses_compiled = False
         self._left = np.ones(len(tensors.params), np.bool_)
+        self._fitting: Any = None  # layouts that were found to fit, all of them
         self.get_ready()
         self.replace_gradients(grads)
 
@@ -56,7 +57,7 @@ class CpuExecutor:
 
         Each run forgets them, so that their memory is free as soon as the training loop lets go.
         """
-        return not self._uses_compiled or bool(self._left.any())
+        return not self._uses_compiled or (self._fitting is None and bool(self._left.any()))
 
     def get_ready(self) -> None:
         """Read the environment for the next run, and see whether the compiler is done.
@@ -68,11 +69,12 @@ class CpuExecutor:
         self._threads = thread_count()
         choice = cpu_code()
         if choice != "numpy" and self._compiled is None:
-            self._compiled = self._look_for_code(choice)
+            self._compiled, self._fitting = self._look_for_code(choice), None
         self._uses_compiled = choice != "numpy" and self._compiled is not None
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take the gradients of the next run; None stands for a tensor that is left out."""
+        self._fitting = None
         identities = compiled.identities(grads)
         self._left = left = identities != 0
         if self._uses_compiled and self._compiled is not None:
@@ -86,15 +88,29 @@ class CpuExecutor:
     def move_gradients(
         self, identities: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
     ) -> bool:
-        """Take gradients that were noted; False if the arrays themselves are needed."""
+        """Take gradients that were noted; False if the arrays themselves are needed.
+
+        Args:
+            identities: of NumPy arrays; of tensors of other libraries, their addresses.
+            layouts: ``ON_HOST`` for an identity, for an address its layout.
+        """
         if self._compiled is None:
             return False
-        fits = self._compiled.take_gradients(identities * (layouts == gradient_table.ON_HOST))
+        if layouts is self._fitting:
+            self._compiled.move_gradients(identities)
+            return True  # as nothing was left
+        is_named = layouts == gradient_table.ON_HOST
+        if is_named.any():
+            fits = self._compiled.take_gradients(identities * is_named)
+        else:
+            fits = self._compiled.take_addresses(identities, layouts)
+            self._fitting = layouts if fits.all() else None
         self._left = (layouts != gradient_table.ABSENT) & ~fits
         return not self._left.any()
 
     def renew(self, tensors: Sequence[int]) -> bool:
         """Look anew at the arrays of some tensors."""
+        self._fitting = None
         if self._compiled is not None:
             self._compiled.renew(tensors)
         if self._numpy is not None and not self._numpy.renew(tensors):

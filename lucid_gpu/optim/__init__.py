@@ -8,7 +8,7 @@ from lucid_gpu.optim.adamax import Adamax
 from lucid_gpu.optim.adamw_schedule_free import AdamWScheduleFree
 from lucid_gpu.optim.adan import Adan
 from lucid_gpu.optim.asgd import ASGD
-from lucid_gpu.optim.core import checks, pytorch
+from lucid_gpu.optim.core import checks, optax, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
 from lucid_gpu.optim.core.hooks import (
@@ -55,6 +55,7 @@ __all__ = [
     "SGDScheduleFree",
     "SparseAdam",
     "checks",
+    "optax",
     "pytorch",
     "register_optimizer_step_post_hook",
     "register_optimizer_step_pre_hook",

@@ -28,7 +28,7 @@ def question(monkeypatch):
 
 def test_every_module_that_is_a_question_is_found():
     found = command.questions()
-    assert {"step", "host", "memory", "checkpoint", "offload"} <= set(found)
+    assert {"step", "host", "memory", "checkpoint", "offload", "torch"} <= set(found)
     assert all(name == module.NAME and callable(module.run) for name, module in found.items())
     assert next(iter(found)) == "step"
 

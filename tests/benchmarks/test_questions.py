@@ -1,8 +1,10 @@
 """Every line of the questions, on tiny work."""
 
+import sys
+
 import pytest
 
-from benchmarks import host, memory, offload, peers, step
+from benchmarks import host, in_pytorch, memory, offload, peers, step
 from benchmarks.plot import save
 from benchmarks.protocol import Measurement, Options, Report, Unavailable
 
@@ -61,6 +63,27 @@ def test_host_measures_gradients_that_stay_move_and_are_set():
     assert {work for work, _ in measured(report, "ours")} == {
         "161 tensors", "5000 tensors", "1 tensor", "50 tensors", "161 tensors, 64 groups",
     }  # fmt: skip
+
+
+def test_torch_measures_both_numbers_of_parameters_large_and_small():
+    pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
+    report = in_pytorch.run(QUICK)
+    assert {work for work, _ in measured(report, "ours")} == {
+        "ResNet-50", "5000 tensors of 1000", "161 tensors of 1", "5000 tensors of 1",
+    }  # fmt: skip
+    assert {metric for _, metric in measured(report, "ours")} == {
+        "host, gradients stay", "host, gradients move", "wall, moving gradients",
+    }  # fmt: skip
+
+
+def test_torch_without_pytorch_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    report = in_pytorch.run(QUICK)
+    assert all(
+        "PyTorch is not installed" in m.missing
+        for m in report.measurements
+        if m.contender == "ours"
+    )
 
 
 def test_memory_measures_in_a_process_of_its_own(monkeypatch):

@@ -360,6 +360,7 @@ def test_what_pytorch_cannot_compute_is_not_exported(rule, options, message):
 
 
 def test_tensors_of_pytorch_train_as_they_are():
+    """Row 4b of docs/contract.md."""
     race = Race("Adam", {}, np.float32)
     tensors = [torch.nn.Parameter(their.detach().clone()) for their in race.their]
     ours = optim.Adam(tensors)
@@ -371,5 +372,7 @@ def test_tensors_of_pytorch_train_as_they_are():
     for tensor, own in zip(tensors, race.own, strict=True):
         assert tensor.detach().numpy().tobytes() == own.data.tobytes()
     assert "6 parameters" in repr(ours)
+    assert all(tensor._version == 3 for tensor in tensors)
+    ours.load_state_dict(ours.state_dict())
     ours.zero_grad()
     assert all(tensor.grad is None for tensor in tensors)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.device.arrays import device_of, is_array, kind_of
 from lucid_gpu.execution.rule import no_fills
 from lucid_gpu.optim.core import slots as making
@@ -122,6 +122,8 @@ class ArrayOptimizer(Optimizer):
                     t,
                 )
             slots["step"] = t
+            if torch_tensors.is_tensor(tensor.param):
+                torch_tensors.note_writes(torch_tensors.parts(tensor.param))
         self._is_torn = False
         return result
 

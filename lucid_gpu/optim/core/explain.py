@@ -81,10 +81,11 @@ def described_own(name: str, pairs: list[tuple[str, Any]]) -> str:
 
 def _stepping(step: PreparedStep, part: Part) -> list[_Stepping]:
     found = []
+    grads = step.inputs.gradients()
     for tensor in part.tensors:
         if step.has_gradient[tensor.position]:
             kept = step.slots_of(tensor)
-            arrays = {"parameter": tensor.data, "gradient": as_array(tensor.param.grad)}
+            arrays = {"parameter": tensor.data, "gradient": as_array(grads[tensor.position])}
             arrays |= {slot: kept[slot] for slot in tensor.used if slot in kept}
             strided = _strided(arrays)
             is_fused = tensor.data.size and not strided and all(map(is_cupy, arrays.values()))

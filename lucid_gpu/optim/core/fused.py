@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections import namedtuple
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from inspect import Parameter as Argument
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, Unpack
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.outcome import PLAIN, Outcome, Terms
 from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
 from lucid_gpu.optim.core import checks, judging, storing
 from lucid_gpu.optim.core.explain import described
 from lucid_gpu.optim.core.groups import named
+from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.judging import Judging, terms_of
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
 from lucid_gpu.optim.core.prepared import Choice, PreparedStep
 from lucid_gpu.optim.core.tensors import Declared, numeric, require
+from lucid_gpu.optim.core.torch_inputs import TorchInputs
 
 REPLAYS = ("captured", "current")
 """Which gradients a replayed graph reads."""
@@ -261,10 +263,15 @@ class FusedOptimizer(Optimizer):
                 of a foreign parameter is a copy. Nothing was changed.
         """
         result = evaluate(closure)
+        self.advance()
+        return result
+
+    def advance(self) -> None:
+        """Take, or record, a step without hooks and closure: for those who have their own."""
         if gpu.is_capturing(self._prepared.devices if self._prepared else self._homes()):
             self._capture()
             self._is_recorded = True
-            return result
+            return
         prepared = self._current()
         terms = self._terms()
         if terms is not None:
@@ -275,13 +282,12 @@ class FusedOptimizer(Optimizer):
             rows, handed = judged
         else:
             self._is_recorded = True  # nothing is to be counted
-            return result
+            return
         self._is_torn = True
         prepared.run(rows, handed)
         if terms is not None:
             self._judging.taken(terms)
         self._is_torn = False
-        return result
 
     @property
     def last(self) -> Outcome | None:
@@ -493,14 +499,19 @@ class FusedOptimizer(Optimizer):
         memory = self._placement.host_memory if self.state_device is not None else None
         return PreparedStep(
             self.rule,
-            list(self.defaults),
-            groups,
+            self.inputs_of(groups),
             choices,
             self.state,
             memory,
             self._prepared,
             self._judging.settle,
         )
+
+    def inputs_of(self, groups: Sequence[dict[str, Any]]) -> Inputs:
+        """Return what reads the parameters of groups at each step."""
+        params = [param for group in groups for param in group["params"]]
+        kind = TorchInputs if all(map(torch_tensors.is_tensor, params)) else Inputs
+        return kind(groups, list(self.defaults))
 
     def _current(self) -> PreparedStep:
         """Return what this step does: as the last one did if that still holds."""

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lucid_gpu.device.arrays import is_array
+from lucid_gpu.device.arrays import IMMUTABLE, is_array, is_immutable
 from lucid_gpu.parameter import Parameter
 
 CLASS = "optimizer_class"
@@ -150,7 +150,16 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=depth + 1)
 
 
+def has_parameters(value: object) -> bool:
+    """Say whether a value is no parameter but has some, as a module does."""
+    return not is_parameter(value) and callable(getattr(value, "parameters", None))
+
+
 def _ordered(params: Any, what: str) -> list[Any]:
+    if has_parameters(params):
+        raise TypeError(f"{what} is a {type(params).__name__}: pass its parameters()")
+    if is_immutable(params):
+        raise TypeError(f"{what} is {IMMUTABLE}")
     if is_parameter(params) or is_array(params):
         raise TypeError(f"{what} is a single {type(params).__name__}: pass a list, [it]")
     if isinstance(params, set | frozenset):
@@ -175,10 +184,17 @@ def _named(item: Any, position: int, index: int) -> tuple[str | None, Any]:
             f"element {position} of parameter group {index} is the class {param.__name__}: "
             f"pass an instance, {param.__name__}(...)"
         )
+    if is_immutable(param) or (is_parameter(param) and is_immutable(param.data)):
+        raise TypeError(f"element {position} of parameter group {index} is {IMMUTABLE}")
     if not is_parameter(param):
+        remedy = (
+            "pass its parameters()"
+            if has_parameters(param)
+            else "wrap arrays in lucid_gpu.Parameter, or pass an object with data and grad"
+        )
         raise TypeError(
             f"element {position} of parameter group {index} is a {type(param).__name__}, which is "
-            "no parameter: wrap arrays in lucid_gpu.Parameter, or pass an object with data and grad"
+            f"no parameter: {remedy}"
         )
     if name is None and isinstance(param, Parameter):
         name = param.name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gradient_table
+from lucid_gpu.device import gradient_table, torch_tensors
+from lucid_gpu.device.arrays import zeros
 from lucid_gpu.optim.core.groups import named
 from lucid_gpu.parameter import Parameter, latest_changes
 
@@ -26,8 +27,12 @@ class Inputs:
         names: of each.
         group_of: the number of the group of each.
         are_own: whether all of them note their changes, so that tokens tell of any.
+        tell_addresses: whether addresses of gradients can be had without the arrays.
         data: what each held when it was last looked at.
+        zeros: makes memory for slots, as :func:`lucid_gpu.device.arrays.zeros` does.
     """
+
+    zeros = staticmethod(zeros)
 
     def __init__(self, groups: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
         self.groups = list(groups)
@@ -39,11 +44,12 @@ class Inputs:
         self.group_of = np.repeat(
             np.arange(len(groups)), [len(params) for params in self._params_of]
         )
-        self.are_own = all(map(notes_changes, self.params))
+        self.are_own = self.tell_addresses = all(map(notes_changes, self.params))
+        self._tensors = _Tensors(self.params)
         self._entries = np.array([p.entry for p in self.params] if self.are_own else [], np.intp)
         self._tokens = latest_changes()
         self._options = self._read_options()
-        self.data = [param.data for param in self.params]
+        self.data = self._read_data()
 
     def has_same_groups(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Say whether these are the same groups of the same parameters."""
@@ -68,7 +74,7 @@ class Inputs:
         token = latest_changes()[0]
         if self.are_own and token is self._tokens[0]:
             return []
-        now = [param.data for param in self.params]
+        now = self._read_data()
         moved = [i for i, same in enumerate(map(is_, now, self.data)) if not same]
         self.data = now
         self._tokens = token, self._tokens[1]
@@ -86,17 +92,80 @@ class Inputs:
         """Have the next step look at gradients in any case."""
         self._tokens = self._tokens[0], object()
 
-    def gradients(self) -> list[Any]:
-        """Return the gradient of each parameter."""
-        return [param.grad for param in self.params]
+    def gradients(self, held: Sequence[Any] = ()) -> list[Any]:
+        """Return the gradient of each parameter.
+
+        Args:
+            held: what :meth:`hold` returned, if that was asked.
+        """
+        return list(held) or [param.grad for param in self.params]
+
+    def hold(self, are_read: bool) -> list[Any]:
+        """Return what must live until a step is done, for addresses of gradients to hold.
+
+        Args:
+            are_read: whether the host reads gradients during the step.
+        """
+        return self.gradients() if are_read else []
+
+    def noted_gradients(
+        self,
+        held: Sequence[Any],  # noqa: ARG002 - others look at them
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+        """Return addresses and layouts of gradients, without touching one.
+
+        Args:
+            held: what :meth:`hold` returned.
+        """
+        return gradient_table.read(self._entries)
+
+    def have_other_types(self) -> bool:
+        """Say whether gradients are asked to have other dtypes than when this was made."""
+        return False
+
+    def arrays(self, position: int, slots: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the slots in the state of a parameter as a step works on them."""
+        return slots
+
+    def kept(self, position: int, arrays: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return arrays that a step works on as they stand in the state of a parameter."""
+        return arrays
+
+    def note_writes(self, written: npt.NDArray[np.bool_]) -> None:
+        """Tell who must know that a step has written to some parameters."""
+        self._tensors.note_writes(written)
+
+    def _read_data(self) -> list[Any]:
+        return self._tensors.in_place_of([param.data for param in self.params])
 
     def _read_options(self) -> list[Any]:
         keys = self._keys
         return [group[key] for group in self.groups for key in keys]
 
-    def noted_gradients(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
-        """Return addresses and layouts of device gradients, without touching one."""
-        return gradient_table.read(self._entries)
+
+class _Tensors:
+    """The tensors of PyTorch among parameters, and a view of each that stays while it does."""
+
+    def __init__(self, params: Sequence[Any]) -> None:
+        self._tensors = {i: own for i, own in enumerate(params) if torch_tensors.is_tensor(own)}
+        self._views: dict[int, tuple[Any, Any]] = {}
+
+    def in_place_of(self, data: list[Any]) -> list[Any]:
+        """Return data with views for tensors, which are other objects at every read."""
+        for position, tensor in self._tensors.items():
+            place = torch_tensors.place(tensor)
+            if place is None or self._views.get(position, (None,))[0] != place:
+                self._views[position] = place, torch_tensors.as_array(tensor)
+            view = self._views[position][1]
+            if view is not None:
+                data[position] = view
+        return data
+
+    def note_writes(self, written: npt.NDArray[np.bool_]) -> None:
+        """Tell autograd that those of some positions were written."""
+        own = [tensor for position, tensor in self._tensors.items() if written[position]]
+        if own:
+            torch_tensors.note_writes([part for each in own for part in torch_tensors.parts(each)])
 
 
 def _are_same(now: Sequence[Any], then: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from lucid_gpu.device import transfer
 from lucid_gpu.execution.outcome import CpuOutcomes, CudaOutcomes, Handed, Outcome, Terms
 from lucid_gpu.optim.core import checks
+from lucid_gpu.optim.core.inputs import Inputs
 
 if TYPE_CHECKING:
     from lucid_gpu.optim.core.prepared import PreparedStep
@@ -127,7 +128,8 @@ class Judging:
         if prepared.needs_exact_counts or not outcomes.has_room:
             self.settle()
         rows = prepared.rows(outcomes.unknown)
-        noted = prepared.inputs.noted_gradients() if prepared.inputs.are_own else None
+        is_noted = type(prepared.inputs) is Inputs and prepared.inputs.are_own
+        noted = prepared.inputs.noted_gradients([]) if is_noted else None
         if noted is None or not outcomes.take(None, noted):
             outcomes.take(prepared.gradients(), None)
         outcomes.judge(terms)

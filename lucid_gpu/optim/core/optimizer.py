@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar, Self
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.device.arrays import as_array, device_of, is_array, is_writable
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core import state_dict as _state_dict
@@ -184,7 +184,7 @@ class Optimizer(Hooked, Placed):
         """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
         declared = self.declared_slots()
         if declared is not None:
-            return slot_problems(declared, slots, param.data)
+            return slot_problems(declared, slots, as_array(param.data))
         return [
             f"slot {name!r} has shape {slots[name].shape}, here it has {array.shape}"
             for name, array in self.state.get(param, {}).items()
@@ -316,6 +316,8 @@ class Optimizer(Hooked, Placed):
                     param.grad = []
             elif set_to_none:
                 param.grad = None
+            elif torch_tensors.is_tensor(grad):
+                grad.detach().zero_()
             elif grad is not None:
                 with gpu.on(device_of(grad)):
                     grad[...] = 0
@@ -520,7 +522,8 @@ def _check_depths(options: Mapping[str, Any]) -> None:
 
 
 def _require_writable(name: str, grad: Any) -> None:
-    if grad is not None and not isinstance(grad, list) and not is_writable(grad):
+    may_be = grad is None or isinstance(grad, list) or torch_tensors.is_tensor(grad)
+    if not (may_be or is_writable(grad)):
         raise TypeError(
             f"the gradient of parameter {name!r} is a {type(grad).__name__} that cannot be changed "
             "in place: zero_grad() sets it to None instead"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Self
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.optim.core.placement import Placement, home_of
 from lucid_gpu.optim.core.state import State
 
@@ -43,11 +43,18 @@ class Placed:
             The optimizer.
 
         Raises:
+            TypeError: a parameter is a tensor of PyTorch, which that moves.
             ValueError: ``device`` is unknown.
             lucid_gpu.device.DeviceUnavailableError: ``device`` is a GPU that cannot be used.
             RuntimeError: a current stream records a CUDA graph.
         """
         target = gpu.resolve(device)
+        if any(map(torch_tensors.is_tensor, self._params())):
+            raise TypeError(
+                f"{type(self).__name__}.to() cannot move tensors of PyTorch: move the module with "
+                "module.to(device), make an optimizer of its parameters, and load the state dict "
+                "of this one"
+            )
         self._refuse_capture("to", {target})
         self._placement.move(self._params(), self.state, target)
         self._forget_arrays()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import as_array, device_of, is_cupy
 from lucid_gpu.device.overlap import Copies, contiguous
 from lucid_gpu.execution.plan import common_layout
@@ -125,6 +125,8 @@ class Placement:
 
 def home_of(param: Any) -> str:
     """Return the device of a parameter; of text, the CPU."""
+    if torch_tensors.is_tensor(param):
+        return torch_tensors.home(param)
     array = as_array(param.data)
     return "cpu" if array is None else device_of(array)
 

@@ -88,11 +88,18 @@ class Part:
     """
 
     def __init__(
-        self, rule: Rule, kind: PartKind, tensors: list[Tensor], streams: list[int], groups: Any
+        self,
+        rule: Rule,
+        kind: PartKind,
+        tensors: list[Tensor],
+        streams: list[int],
+        groups: Any,
+        count: int,
     ) -> None:
         self.device, storage, seed = kind
         self.tensors = tensors
         self.positions = np.array([tensor.position for tensor in tensors], np.intp)
+        self._is_all = len(tensors) == count
         self.group = TensorGroup(
             rule,
             storage,
@@ -106,6 +113,10 @@ class Part:
         self.counts = Counts(rule, groups, group_of, storage)
         self.executor: Executor | None = None
 
+    def of(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return from a column of all parameters what belongs to its tensors."""
+        return column if self._is_all else column[self.positions]
+
 
 class PreparedStep:
     """What one step of a fused optimizer does.
@@ -116,8 +127,7 @@ class PreparedStep:
 
     Args:
         rule: what updates the tensors.
-        keys: the options that every group has.
-        groups: the parameter groups.
+        inputs: the parameters in their groups.
         choices: what each group asks for.
         state: the slots that the parameters have.
         host_memory: where slots of parameters on a GPU live; None for beside their parameters.
@@ -127,6 +137,7 @@ class PreparedStep:
     Attributes:
         parts: one for each device and storage.
         has_gradient: which of all parameters have a gradient.
+        devices: those on which tensors step.
 
     Raises:
         TypeError: a parameter with a gradient is made of a dtype that cannot step.
@@ -137,8 +148,7 @@ class PreparedStep:
     def __init__(
         self,
         rule: Rule,
-        keys: Sequence[str],
-        groups: Sequence[dict[str, Any]],
+        inputs: Inputs,
         choices: Sequence[Choice],
         state: State,
         host_memory: HostMemory | None,
@@ -148,12 +158,12 @@ class PreparedStep:
         self._settle = settle
         self._rule, self._state, self._host_memory = rule, state, host_memory
         self._choices = list(choices)
-        self.inputs = Inputs(groups, keys)
+        self.inputs = inputs
         self.parts: list[Part] = []
         self._place: dict[int, tuple[Part, int]] = {}
         self._group_tensors()
         grads = self.inputs.gradients()
-        self.has_gradient = np.array([grad is not None for grad in grads], np.bool_)
+        self._note_presence(np.array([grad is not None for grad in grads], np.bool_))
         self._admitted = np.zeros(len(grads), np.bool_)
         self._waiting: list[tuple[Part, int]] = []
         self._is_spoiled = False
@@ -161,6 +171,7 @@ class PreparedStep:
         # Gradients that must live until the step is done: those that compiled code reads, and those
         # of foreign parameters, which may be computed whenever they are read.
         self._held: list[Any] = []
+        self._layouts: Any = None
         self._is_capture_current = False
         self._keeps_tensors = False
         self.streamed: list[StreamedExecutor] = []
@@ -178,13 +189,12 @@ class PreparedStep:
         """Return the slots that a tensor has: those made for its next step, else its state."""
         if tensor.slots is not None:
             return tensor.slots
-        slots: Mapping[str, Any] = self._state.get(tensor.param, {})
-        return slots
+        return self._kept(tensor)
 
-    @property
-    def devices(self) -> set[str]:
-        """The devices on which tensors step."""
-        return {part.device for part in self.parts if self.has_gradient[part.positions].any()}
+    def _note_presence(self, present: npt.NDArray[np.bool_]) -> None:
+        """Note which of all parameters have a gradient."""
+        self.has_gradient = present
+        self.devices = {part.device for part in self.parts if present[part.positions].any()}
 
     def provide(self) -> None:
         """Make the slots that tensors lack, and what runs them; the state stays as it is."""
@@ -256,6 +266,7 @@ class PreparedStep:
                 part.executor.run(own.scalars, own.row_of, handed._replace(stride=own.stride))
         self._held = []
         self._count(rows)
+        self.inputs.note_writes(self.has_gradient)
 
     @property
     def needs_exact_counts(self) -> bool:
@@ -320,7 +331,9 @@ class PreparedStep:
         for part, own in zip(self.parts, rows, strict=True):
             if isinstance(part.executor, CudaExecutor):
                 part.executor.upload(own.scalars, own.row_of)
+        self._held = []
         self._count(rows)
+        self.inputs.note_writes(self.has_gradient)
 
     def _count(self, rows: Sequence[Rows]) -> None:
         for part, own in zip(self.parts, rows, strict=True):
@@ -353,7 +366,8 @@ class PreparedStep:
             by_kind.setdefault(kind, []).append(tensor)
         for kind, tensors in by_kind.items():
             streams = [self._stream(tensor) for tensor in tensors]
-            part = Part(self._rule, kind, tensors, streams, inputs.groups)
+            count = len(inputs.params)
+            part = Part(self._rule, kind, tensors, streams, inputs.groups, count)
             self.parts.append(part)
             for number, tensor in enumerate(tensors):
                 self._place[tensor.position] = part, number
@@ -366,7 +380,7 @@ class PreparedStep:
             require_own_memory(name, self.inputs.params[position], data)
             tensor = self._tensor(position)
             self._require_gradient(tensor, unstrange(grads[position]))
-            kept = self._state.get(tensor.param, {})
+            kept = self._kept(tensor)
             policy = self._choices[tensor.group].policy
             require(storing.problems(name, policy, data.dtype))
             require(storing.leftovers(name, kept, tensor.used))
@@ -380,7 +394,7 @@ class PreparedStep:
         tensors = [self._tensor(position) for position in positions]
         lacking = []
         for tensor in tensors:
-            kept = self._state.get(tensor.param, {})
+            kept = self._kept(tensor)
             tensor.slots = {
                 name: self._as_stored(tensor, name, kept.get(name)) for name in tensor.used
             }
@@ -388,7 +402,7 @@ class PreparedStep:
             lacking.append(any(kept.get(name) is None for name in used))
         self._renew_masters([tensor for tensor in tensors if self._is_stale(tensor)])
         fills = [{**self._rule.fills(group), **MASTER_FILLS} for group in self.inputs.groups]
-        making.provide(tensors, fills, self._host_memory)
+        making.provide(tensors, fills, self._host_memory, self.inputs.zeros)
         for tensor, lacks in zip(tensors, lacking, strict=True):
             part, number = self._place[tensor.position]
             part.group.slots[number] = tuple((tensor.slots or {}).values())
@@ -446,7 +460,7 @@ class PreparedStep:
             tensor = part.tensors[number]
             slots = self._state[tensor.param]
             slots.update(part.counts.shared(number))
-            slots.update(tensor.slots or {})
+            slots.update(self.inputs.kept(tensor.position, tensor.slots or {}))
         self._waiting.clear()
         self._version = self._state.version
 
@@ -496,19 +510,25 @@ class PreparedStep:
         on_cpu = [p.executor for p in self.parts if isinstance(p.executor, CpuExecutor)]
         for executor in on_cpu:
             executor.get_ready()
-        if on_cpu:  # compiled code works on addresses, and another thread may set gradients
-            self._held = self.inputs.gradients()
+        # Compiled code works on addresses, and another thread may set gradients.
+        self._held = self.inputs.hold(bool(on_cpu))
         if not self._needs_gradients():
             if not self.inputs.gradients_may_have_moved():
                 return True
-            noted, layouts = self.inputs.noted_gradients()
-            if not self._take_presence(layouts != gradient_table.ABSENT, None):
-                return False
+            noted, layouts = self.inputs.noted_gradients(self._held)
+            if layouts is not self._layouts:
+                if not self._take_presence(layouts != gradient_table.ABSENT, None):
+                    return False
+                self._layouts = layouts
             if self._take_noted(noted, layouts):
                 return True
-        grads = self._held if on_cpu else self.inputs.gradients()
+        self._layouts = None  # of gradients that were noted, which these may not be
+        if self.inputs.have_other_types():
+            return False
+        grads = self.inputs.gradients(self._held)
         if not self.inputs.are_own:  # a Parameter has checked its gradient when it was set
-            grads = self._held = [unstrange(grad) for grad in grads]
+            grads = [unstrange(grad) for grad in grads]
+            self._held += grads
             self._require_fitting(grads)
         elif rows_were_given() and any(isinstance(grad, RowGradient) for grad in grads):
             self._require_fitting(grads)
@@ -523,7 +543,7 @@ class PreparedStep:
 
     def _needs_gradients(self) -> bool:
         """Say whether the arrays themselves must be looked at, not only what was noted of them."""
-        return not self.inputs.are_own or any(
+        return not self.inputs.tell_addresses or any(
             part.executor.needs_gradients for part in self.parts if part.executor is not None
         )
 
@@ -531,7 +551,7 @@ class PreparedStep:
         """Take gradients as they were noted; False if the arrays themselves must be looked at."""
         return all(
             part.executor is not None
-            and part.executor.move_gradients(noted[part.positions], layouts[part.positions])
+            and part.executor.move_gradients(part.of(noted), part.of(layouts))
             for part in self.parts
         )
 
@@ -552,9 +572,9 @@ class PreparedStep:
                 numbers = [self._place[i][1] for i in new if self._place[i][0] is part]
                 if numbers and not (part.executor is not None and part.executor.renew(numbers)):
                     return False
-        self.has_gradient = present
+        self._note_presence(present)
         for part in self.parts:
-            part.counts.set_present(present[part.positions])
+            part.counts.set_present(part.of(present))
         return True
 
     def _require_fitting(self, grads: Sequence[Any]) -> None:
@@ -569,6 +589,10 @@ class PreparedStep:
         if found and getattr(grad, "dtype", None) in gradient_dtypes(tensor.data.dtype):
             found[-1] += f", or make the parameter with grad_dtype={grad.dtype.name!r}"
         require(found)
+
+    def _kept(self, tensor: Tensor) -> Mapping[str, Any]:
+        """Return the slots in the state of a tensor, as it works on them."""
+        return self.inputs.arrays(tensor.position, self._state.get(tensor.param, {}))
 
     def _tensor(self, position: int) -> Tensor:
         part, number = self._place[position]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_gpu.device import torch_tensors
 from lucid_gpu.device.arrays import as_array
 from lucid_gpu.execution.rule import BESIDE, BFLOAT16
 from lucid_gpu.optim.core.groups import CLASS, is_positional
@@ -65,14 +66,16 @@ def note_counterpart(name: str, counterpart: Counterpart) -> None:
 
 
 def is_pytorch(state_dict: Mapping[str, Any]) -> bool:
-    """Say whether ``torch.optim`` wrote this: by options, or by tensors where it has none."""
-    groups = state_dict["param_groups"]
-    if any(CLASS in group for group in groups):
-        return False
-    return any(key in group for group in groups for key in _EXECUTION) or any(
-        type(value).__module__.partition(".")[0] == "torch"
+    """Say whether ``torch.optim``, or a class like its own, wrote this."""
+    has_tensors = any(
+        torch_tensors.is_tensor(value)
         for slots in state_dict["state"].values()
         for value in slots.values()
+    )
+    return has_tensors or any(
+        CLASS not in group and key in group
+        for group in state_dict["param_groups"]
+        for key in _EXECUTION
     )
 
 
@@ -110,6 +113,7 @@ def export(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         What ``load_state_dict`` of the ``torch.optim`` class of that name takes.
 
     Raises:
+        TypeError: it is no state dict.
         ValueError: a group computes what PyTorch cannot: ``amsgrad=True`` (its own is ``"raw"``),
             SGD's ``dampen_first``, decoupled decay in SGD, RMSprop's ``eps_inside_sqrt``, or Muon's
             groups of kind ``"adamw"``.
@@ -118,6 +122,11 @@ def export(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         >>> def hand_over(ours, theirs):
         ...     theirs.load_state_dict(export(ours.state_dict()))
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict must be a dict, not a {type(state_dict).__name__}: "
+            "pass optimizer.state_dict()"
+        )
     groups = {
         saved_id: group for group in state_dict["param_groups"] for saved_id in group["params"]
     }

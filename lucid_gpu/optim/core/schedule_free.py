@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
@@ -85,7 +85,9 @@ class ScheduleFree(FusedOptimizer):
             weight = 1 - beta if train_mode else 1 - 1 / beta
             for param in group["params"]:
                 if param in self.state and "z" in self.state[param]:
-                    _approach(as_array(param.data), self.state[param]["z"], weight)
+                    _approach(as_array(param.data), as_array(self.state[param]["z"]), weight)
+                    if torch_tensors.is_tensor(param):
+                        torch_tensors.note_writes(torch_tensors.parts(param))
             group["train_mode"] = train_mode
         self._is_torn = False
 

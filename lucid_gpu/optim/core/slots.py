@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.device.arrays import address, as_array, device_of
+from lucid_gpu.device.arrays import address, as_array, device_of, zeros
 from lucid_gpu.execution import formats, packs, twin
 from lucid_gpu.execution.plan import common_layout
 
@@ -32,6 +32,7 @@ def provide(
     tensors: Sequence[Tensor],
     fills: Sequence[Mapping[str, Any]],
     host_memory: HostMemory | None,
+    make_zeros: Callable[[str, Any, np.dtype[Any]], Any] = zeros,
 ) -> None:
     """Make each slot that is None, with what it begins with.
 
@@ -41,6 +42,7 @@ def provide(
             ``"param"`` for a copy of the parameter.
         host_memory: where slots of parameters on a GPU live, and are copied if they do not; None
             for beside their parameters.
+        make_zeros: makes memory as :func:`lucid_gpu.device.arrays.zeros` does.
     """
     packed: dict[Key, list[Tensor]] = {}
     hosted: dict[Key, list[Tensor]] = {}
@@ -62,11 +64,11 @@ def provide(
             elif array is None and _fits_a_pack(tensor.data):
                 packed.setdefault(key, []).append(tensor)
             elif array is None and _is_large(tensor.data):
-                slots[slot] = _zeros_apart(tensor.data, tensor.data, turn, dtype)
+                slots[slot] = _zeros_apart(tensor.data, tensor.data, turn, dtype, make_zeros)
             elif array is None:
-                slots[slot] = _zeros_like(tensor.data, dtype)
+                slots[slot] = _zeros_like(tensor.data, dtype, make_zeros)
     for (home, slot, dtype), own in packed.items():
-        _pack(home, slot, dtype, own)
+        _pack(home, slot, dtype, own, make_zeros)
     if host_memory is not None:
         for (_, slot, dtype), own in hosted.items():
             _lend(host_memory, slot, dtype, own)
@@ -84,7 +86,7 @@ def copy_apart(array: Any, data: Any, turn: int) -> Any:
     """
     if not (_is_large(array) and isinstance(data, np.ndarray)):
         return transfer.copy(array, "cpu")
-    copied = _zeros_apart(array, data, turn, array.dtype)
+    copied = _zeros_apart(array, data, turn, array.dtype, zeros)
     np.copyto(copied, array)
     return copied
 
@@ -100,7 +102,11 @@ def _is_large(array: Any) -> bool:
 
 
 def _zeros_apart(
-    array: np.ndarray[Any, Any], data: np.ndarray[Any, Any], turn: int, dtype: np.dtype[Any]
+    array: np.ndarray[Any, Any],
+    data: np.ndarray[Any, Any],
+    turn: int,
+    dtype: np.dtype[Any],
+    make_zeros: Any,
 ) -> np.ndarray[Any, Any]:
     """Return zeros like ``array``, elsewhere in a page than ``data`` and other turns.
 
@@ -110,7 +116,7 @@ def _zeros_apart(
     long.
     """
     nbytes = array.size * dtype.itemsize
-    memory = np.zeros(nbytes + PAGE_BYTES, np.uint8)
+    memory = make_zeros("cpu", nbytes + PAGE_BYTES, np.dtype(np.uint8))
     apart = PAGE_BYTES // 4 * (1 + turn % 3)
     place = (address(data) + apart) // twin.ALIGNMENT * twin.ALIGNMENT
     start = (place - address(memory)) % PAGE_BYTES
@@ -132,14 +138,15 @@ def _fits_a_pack(data: Any) -> bool:
     return bool(data.size <= packs.PACKED_ELEMENTS and data.flags.c_contiguous)
 
 
-def _pack(home: str, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor]) -> None:
+def _pack(
+    home: str, slot: str, dtype: np.dtype[Any], tensors: Sequence[Tensor], make_zeros: Any
+) -> None:
     # On a GPU, every array begins where a vector may be loaded.
     step = 1 if home == "cpu" else VECTOR_BYTES // dtype.itemsize
     ends = np.cumsum([-(-tensor.data.size // step) * step for tensor in tensors]).tolist()
-    with gpu.on(home):
-        zeros = gpu.module(home).zeros(ends[-1], dtype)
+    memory = make_zeros(home, ends[-1], dtype)
     for tensor, start in zip(tensors, [0, *ends], strict=False):
-        part = zeros[start : start + tensor.data.size].reshape(tensor.data.shape)
+        part = memory[start : start + tensor.data.size].reshape(tensor.data.shape)
         if tensor.slots is not None:
             tensor.slots[slot] = part
 
@@ -166,10 +173,12 @@ def fill_slot(slot: Any, value: Any) -> None:
         transfer.copy_into(slot, cast(value, slot.dtype))
 
 
-def _zeros_like(array: Any, dtype: np.dtype[Any]) -> Any:
-    home = device_of(array)
-    with gpu.on(home):
-        return gpu.module(home).zeros_like(array, dtype)
+def _zeros_like(array: Any, dtype: np.dtype[Any], make_zeros: Any) -> Any:
+    """Return zeros of the shape of an array, its axes in the order of theirs in memory."""
+    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    shape = tuple(array.shape[axis] for axis in axes)
+    made = make_zeros(device_of(array), shape, dtype)
+    return made if axes == sorted(axes) else made.transpose(np.argsort(axes).tolist())
 
 
 def cast(array: Any, dtype: np.dtype[Any]) -> Any:

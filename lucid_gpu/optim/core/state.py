@@ -71,11 +71,17 @@ class Watch:
 
 
 class Slots(MutableMapping[str, Any]):
-    """The named slots of one parameter, such as ``step`` (an int) and ``exp_avg`` (an array)."""
+    """The named slots of one parameter, such as ``step`` (an int) and ``exp_avg`` (an array).
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    Args:
+        values: what they hold.
+        watch: whom they tell of changes.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None, watch: Watch | None = None) -> None:
+        self._watch = watch or Watch()
         self._values: dict[str, Any] = {}
+        self.update(values or {})
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
@@ -111,7 +117,12 @@ class State(MutableMapping[Any, Slots]):
     """A mapping from parameter to its slots, by identity; ``state[p]`` makes an empty entry.
 
     Identity, because a foreign parameter may compare element by element or have no hash.
+
+    Attributes:
+        kind: what slots are made as.
     """
+
+    kind: type[Slots] = Slots
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[Any, Slots]] = {}
@@ -129,9 +140,7 @@ class State(MutableMapping[Any, Slots]):
 
     def make_slots(self, values: Mapping[str, Any]) -> Slots:
         """Return slots that :meth:`put` can give to a parameter, which cannot fail then."""
-        slots = Slots(self._watch)
-        slots.update(values)
-        return slots
+        return self.kind(values, self._watch)
 
     def put(self, param: Any, slots: Slots) -> None:
         """Give slots to a parameter, in place of those that it had."""
@@ -157,7 +166,7 @@ class State(MutableMapping[Any, Slots]):
     def __getitem__(self, param: Any) -> Slots:
         entry = self._entries.get(id(param))
         if entry is None:
-            entry = self._entries[id(param)] = (param, Slots(self._watch))
+            entry = self._entries[id(param)] = (param, self.kind(watch=self._watch))
         return entry[1]
 
     def __setitem__(self, param: Any, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from lucid_gpu.device import transfer
-from lucid_gpu.device.arrays import device_of
+from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.optim.core import clients, pytorch
 from lucid_gpu.optim.core import groups as _groups
 from lucid_gpu.optim.core.checks import python_numbers
@@ -236,7 +236,7 @@ def _prepare(
         report.problems += [f"{name!r}: {problem}" for problem in wrong]
         if not wrong:
             home = optimizer.home_of_state(param)
-            slots.append((param, _copy_slots(home, name, param.data, saved, keep)))
+            slots.append((param, _copy_slots(home, name, as_array(param.data), saved, keep)))
     return Restored(match.group, options, installs, slots)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lucid_gpu.device import torch_tensors
 from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import BESIDE, BFLOAT16, Rule, Storage
 from lucid_gpu.optim.core import checks
@@ -95,7 +96,12 @@ def gradient_dtype(param: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
         param: the parameter; its ``grad_dtype`` says it if it has one.
         dtype: of its data.
     """
-    asked = getattr(param, "grad_dtype", None)
+    try:
+        asked = getattr(param, "grad_dtype", None)
+    except RuntimeError:  # of a tensor of PyTorch that has a history
+        return dtype
+    if torch_tensors.is_tensor(param):
+        asked = str(asked).removeprefix("torch.") if asked is not None else None
     try:
         own = dtype if asked is None else np.dtype(asked)
     except TypeError:  # a dtype of another framework

@@ -219,7 +219,10 @@ def require_trainable(name: str, data: Any, dtypes: tuple[np.dtype[Any], ...] = 
     """
     array = as_array(data)
     if array is None:
-        raise TypeError(f"parameter {name!r} holds a {kind_of(data)}, not a NumPy or CuPy array")
+        raise TypeError(
+            f"parameter {name!r} holds a {kind_of(data)}, not a NumPy or CuPy array: "
+            "wrap the array behind it in lucid_gpu.Parameter"
+        )
     if array.dtype not in dtypes:
         names = [dtype.name for dtype in dtypes]
         named = f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,4 +1,4 @@
-"""How to come here from four other libraries: change the import line.
+"""How to come here from other libraries: change the import line.
 
 **Lucid** (``lucid.optim``): the classes have the same names, arguments and defaults. Lucid's own
 ``nn.Parameter``, or any object with ``data`` and ``grad``, is optimized as it is; ``Parameter``
@@ -67,6 +67,16 @@ momentum are in :mod:`lucid_gpu.optim.dialects.tiny_pytorch`. Its import line be
     >>> optimizer.reset_grad()
     >>> f"{weight.numpy()[0]:.3f}", weight.grad
     ('0.975', None)
+
+**Thinc**: an optimizer is called with each parameter. ``from thinc.api import Adam`` becomes:
+
+    >>> from lucid_gpu.optim.dialects.thinc import Adam
+    >>> import numpy as np
+    >>> weights, gradient = np.ones(2, np.float32), np.ones(2, np.float32)
+    >>> optimizer = Adam(0.1)
+    >>> weights, gradient = optimizer((0, "W"), weights, gradient)
+    >>> f"{weights[0]:.3f}", gradient.tolist()
+    ('0.900', [0.0, 0.0])
 
 **mighty** (``mighty.utils.stub``), whose trainers learn without gradients, and PyTorch's hooks:
 ``from mighty.utils.stub import OptimizerStub`` becomes:

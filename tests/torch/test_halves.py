@@ -1,0 +1,116 @@
+"""Parameters of 16 bits: masters, moments, and gradients of other types, as in lucid_gpu.optim."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+import lucid_gpu
+from lucid_gpu import optim
+from tests.torch.support import parameters, torch
+
+ours = pytest.importorskip("lucid_gpu.torch")
+
+
+@pytest.fixture(params=["numpy", "compiled"], autouse=True)
+def either_code(request):
+    lucid_gpu.set_cpu_code(request.param)
+    yield request.param
+    lucid_gpu.set_cpu_code(None)
+
+
+def made(dtype, *shapes):
+    whole = parameters(*(shapes or ((3, 4), (5000,))), seed=4)
+    return [torch.nn.Parameter(param.detach().to(dtype)) for param in whole]
+
+
+def train(params, optimizer, seeds, dtype=None):
+    for seed in seeds:
+        for param, fresh in zip(
+            params, parameters(*(p.shape for p in params), seed=seed), strict=True
+        ):
+            param.grad = fresh.grad.to(dtype or param.dtype)
+        optimizer.step()
+
+
+def bits(params):
+    return [param.detach().view(torch.int16).tolist() for param in params]
+
+
+STORED = [
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"state_dtype": "bfloat16"}),
+    (torch.bfloat16, {"master": "split"}),
+    (torch.bfloat16, {"master": "none"}),
+    (torch.float16, {}),
+    (torch.float16, {"state_dtype": "bfloat16"}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "options"), STORED, ids=str)
+def test_they_step_as_arrays_do_to_the_bit(dtype, options):
+    own, others = made(dtype), made(dtype)
+    train(own, ours.AdamW(own, lr=1e-3, **options), range(5))
+    train(others, optim.AdamW(others, lr=1e-3, **options), range(5))
+    assert bits(own) == bits(others)
+
+
+def test_a_master_is_a_tensor_of_the_exact_values():
+    (param,) = params = made(torch.bfloat16, (64,))
+    exact = torch.nn.Parameter(param.detach().float())
+    optimizer, plain = ours.AdamW(params, lr=1e-4), ours.AdamW([exact], lr=1e-4)
+    for seed in range(4):
+        train(params, optimizer, [seed])
+        exact.grad = param.grad.float()
+        plain.step()
+    master = optimizer.state[param]["master"]
+    assert master.dtype is torch.float32
+    assert torch.equal(master, exact.detach())
+    assert torch.equal(param.detach(), master.bfloat16())
+
+
+def test_state_keeps_its_dtype_when_it_is_loaded():
+    own = made(torch.bfloat16)
+    optimizer = ours.AdamW(own, lr=1e-3)
+    train(own, optimizer, range(3))
+    twins = [torch.nn.Parameter(param.detach().clone()) for param in own]
+    twin = ours.AdamW(twins)
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for slot in ("exp_avg", "exp_avg_sq", "master"):
+        assert twin.state[twins[0]][slot].dtype is torch.float32
+    train(own, optimizer, [7])
+    train(twins, twin, [7])
+    assert bits(own) == bits(twins)
+
+
+def test_gradients_may_be_of_float32_where_the_parameter_says_so():
+    own, others = made(torch.bfloat16), made(torch.bfloat16)
+    for param in (*own, *others):
+        param.grad_dtype = torch.float32
+    train(own, ours.AdamW(own, lr=1e-3), range(3), torch.float32)
+    train(others, optim.AdamW(others, lr=1e-3), range(3), torch.float32)
+    assert bits(own) == bits(others)
+
+
+def test_another_type_of_gradients_is_taken_between_steps():
+    own, others = made(torch.bfloat16), made(torch.bfloat16)
+    optimizers = ours.AdamW(own, lr=1e-3), optim.AdamW(others, lr=1e-3)
+    for params, optimizer in zip((own, others), optimizers, strict=True):
+        train(params, optimizer, [1, 2])
+        for param in params:
+            param.grad = None
+            param.grad_dtype = torch.float32
+        train(params, optimizer, [3, 4], torch.float32)
+    assert bits(own) == bits(others)
+    assert optimizers[0].state[own[0]]["step"] == 4
+
+
+def test_a_master_of_other_weights_is_made_anew_with_a_warning():
+    own = made(torch.bfloat16, (64,))
+    optimizer = ours.AdamW(own, lr=1e-3)
+    train(own, optimizer, [1])
+    own[0].data = torch.ones(64, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="data of '0.0' was replaced"):
+        train(own, optimizer, [2])
+    assert (own[0].detach() - 1).abs().max() < 0.01
