@@ -11,11 +11,13 @@ import numpy as np
 
 from lucid_gpu.device import gpu, kernels, transfer
 from lucid_gpu.device.arrays import as_array, device_of
-from lucid_gpu.execution import outcome
+from lucid_gpu.execution import formats, outcome
 from lucid_gpu.execution.measured import Measured
 from lucid_gpu.gradients.inputs import gradients_of
 from lucid_gpu.optim import FusedOptimizer
 from lucid_gpu.optim.core import checks
+from lucid_gpu.optim.core.groups import named
+from lucid_gpu.optim.core.tensors import TRAINABLE
 
 ADJUSTED = np.dtype(
     [(name, "u8") for name in ("scale", "tracker", "found")]
@@ -353,6 +355,51 @@ class GradScaler:
         argument["growth"], argument["backoff"], argument["interval"] = growth, backoff, interval
         kernel = kernels.kernel(outcome.source(), "adjust")
         kernel((1,), (1,), (argument.view(f"V{ADJUSTED.itemsize}"),))
+
+
+def masters(optimizer: FusedOptimizer) -> dict[str, Any]:
+    """Return the exact values of all parameters of an optimizer, by name: a model to hand over.
+
+    Args:
+        optimizer: a fused one. Names that were not given are positions.
+
+    Returns:
+        Arrays of float32, or float64 for float64 parameters, each on the device of its parameter:
+        copies.
+
+    Raises:
+        ValueError: two parameters have the same name.
+
+    Example:
+        >>> import ml_dtypes
+        >>> from lucid_gpu import Parameter
+        >>> from lucid_gpu.optim import SGD
+        >>> w = Parameter(np.ones(1, ml_dtypes.bfloat16))
+        >>> optimizer = SGD([("w", w)], lr=2**-12)
+        >>> w.grad = np.ones(1, ml_dtypes.bfloat16)
+        >>> optimizer.step()
+        >>> w.data.astype(float).tolist(), masters(optimizer)["w"].tolist()
+        ([1.0], [0.999755859375])
+    """
+    found: dict[str, Any] = {}
+    for group in optimizer.param_groups:
+        for name, param in named(group):
+            if name in found:
+                raise ValueError(f"two parameters are called {name!r}: give each its own name")
+            data = as_array(param.data)
+            if data is not None and data.dtype in TRAINABLE:
+                found[name] = _exact(data, optimizer.state.get(param, {}))
+    return found
+
+
+def _exact(data: Any, slots: Mapping[str, Any]) -> Any:
+    home = device_of(data)
+    with gpu.on(home):
+        if "master" in slots:
+            return transfer.copy(slots["master"], home)
+        if "master_low" in slots:
+            return formats.join(data, transfer.to(slots["master_low"], home))
+        return formats.widen(data) if data.dtype in formats.HALVES else data.copy()
 
 
 def _require_valid(options: dict[str, Any]) -> None:

@@ -103,6 +103,11 @@ def _add_demo(commands: Any) -> None:
     option(
         "--schedule", choices=demo.SCHEDULES, help=f"of the rate (default: {defaults['schedule']})"
     )
+    option(
+        "--dtype",
+        choices=demo.DTYPES,
+        help=f"what parameters are stored as (default: {defaults['dtype']})",
+    )
     option("--epochs", type=_at_least(1), metavar="N", help=f"(default: {defaults['epochs']})")
     option(
         "--seed",
@@ -141,6 +146,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             arguments.seed,
             arguments.epochs,
             arguments.resume,
+            arguments.dtype,
         )
         if arguments.plot is not None and run.history:
             display.plot(run.history, arguments.plot)

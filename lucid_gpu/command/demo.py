@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from lucid_gpu import Parameter, optim, schedules
+from lucid_gpu.amp import GradScaler
 from lucid_gpu.checkpoint import Checkpointer
 from lucid_gpu.command.display import DemoError, check_packages, progress
 from lucid_gpu.device import gpu
@@ -53,7 +55,20 @@ SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {
 }
 """Of the learning rate; all but the first depend on how many steps there are."""
 
-DEFAULTS = {"optimizer": "adam", "schedule": CONSTANT, "seed": 0, "epochs": 30}
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""What parameters are stored as; it is computed in float32, whose range float16 gradients lack."""
+
+DEFAULTS = {
+    "optimizer": "adam",
+    "schedule": CONSTANT,
+    "seed": 0,
+    "epochs": 30,
+    "dtype": "float32",
+}
 
 TRAINING_IMAGES = 1437
 BATCH_SIZE = 32
@@ -107,12 +122,13 @@ class Classifier:
     Args:
         seed: decides the initial weights.
         device_name: where the parameters are, and so where everything is computed.
+        dtype: what the parameters are stored as; gradients are float16 for float16, else float32.
 
     Attributes:
         parameters: by name.
     """
 
-    def __init__(self, seed: int, device_name: str) -> None:
+    def __init__(self, seed: int, device_name: str, dtype: str = "float32") -> None:
         self.xp = gpu.module(device_name)
         random = np.random.default_rng([seed, 0])
         self.parameters: dict[str, Parameter] = {}
@@ -120,33 +136,55 @@ class Classifier:
             weight = random.normal(0, np.sqrt(2 / inputs), (inputs, outputs)).astype(np.float32)
             bias = np.zeros(outputs, np.float32)
             for name, value in ((f"{layer}.weight", weight), (f"{layer}.bias", bias)):
-                self.parameters[name] = Parameter(value, name=name, device=device_name)
+                self.parameters[name] = Parameter(
+                    value.astype(DTYPES[dtype]),
+                    name=name,
+                    device=device_name,
+                    grad_dtype="float16" if dtype == "float16" else "float32",
+                )
 
     def forward(self, images: Array) -> tuple[Array, Array]:
         """Return the hidden layer, and one logit per class."""
-        w1, b1, w2, b2 = (param.data for param in self.parameters.values())
+        w1, b1, w2, b2 = self.weights()
         hidden = self.xp.maximum(images @ w1 + b1, 0)
         return hidden, hidden @ w2 + b2
 
-    def backward(self, images: Array, labels: Array) -> tuple[Array, Array]:
+    def weights(self) -> list[Array]:
+        """Return the data of all parameters in float32."""
+        data = [param.data for param in self.parameters.values()]
+        return [each.astype(np.float32, copy=False) for each in data]
+
+    def backward(
+        self, images: Array, labels: Array, scale: Callable[[Array], Array] = lambda loss: loss
+    ) -> tuple[Array, Array]:
         """Set the gradients of the mean cross-entropy.
+
+        Args:
+            images: to recognize.
+            labels: what they show.
+            scale: what the loss is multiplied by, applied to its derivative.
 
         Returns:
             The sum of the cross-entropies and the number of correct answers, still on the device.
         """
         xp = self.xp
-        w1, b1, w2, b2 = self.parameters.values()
+        _, _, w2, _ = self.weights()
         hidden, logits = self.forward(images)
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
         target = xp.eye(CLASSES, dtype=xp.float32)[labels]
 
-        d_logits = (xp.exp(log_p) - target) / len(labels)
-        w2.grad = hidden.T @ d_logits
-        b2.grad = d_logits.sum(axis=0)
-        d_hidden = (d_logits @ w2.data.T) * (hidden > 0)
-        w1.grad = images.T @ d_hidden
-        b1.grad = d_hidden.sum(axis=0)
+        d_logits = scale((xp.exp(log_p) - target) / len(labels))
+        d_hidden = (d_logits @ w2.T) * (hidden > 0)
+        grads = (
+            images.T @ d_hidden,
+            d_hidden.sum(axis=0),
+            hidden.T @ d_logits,
+            d_logits.sum(axis=0),
+        )
+        with np.errstate(over="ignore"):  # an infinity has the scaler skip the step
+            for param, grad in zip(self.parameters.values(), grads, strict=True):
+                param.grad = grad.astype(param.grad_dtype, copy=False)
         return -(target * log_p).sum(), (logits.argmax(axis=1) == labels).sum()
 
     def accuracy(self, digits: Digits) -> float:
@@ -175,7 +213,8 @@ class Run:
 
     def __init__(self, settings: dict[str, Any], device_name: str) -> None:
         self.settings = settings
-        self.model = Classifier(settings["seed"], device_name)
+        self.model = Classifier(settings["seed"], device_name, settings["dtype"])
+        self.scaler = GradScaler(device_name, enabled=settings["dtype"] == "float16")
         self.optimizer = OPTIMIZERS[settings["optimizer"]](self.model.parameters.values())
         steps = settings["epochs"] * batches_per_epoch(TRAINING_IMAGES)
         schedule = SCHEDULES[settings["schedule"]](steps)
@@ -193,6 +232,7 @@ class Run:
             "parameters": self.model.parameters,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
+            "scaler": self.scaler,
             "step": self.step,
             "totals": self.totals,
             "history": self.history,
@@ -215,8 +255,10 @@ class Run:
     def train_batch(self, digits: Digits, indices: np.ndarray[Any, Any]) -> None:
         """Take one optimizer step."""
         chosen = self.model.xp.asarray(indices)
-        loss, correct = self.model.backward(digits.images[chosen], digits.labels[chosen])
-        self.optimizer.step()
+        images, labels = digits.images[chosen], digits.labels[chosen]
+        loss, correct = self.model.backward(images, labels, self.scaler.scale)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.totals[0] += loss
         self.totals[1] += correct
         self.step += 1
@@ -256,6 +298,7 @@ def train(
     seed: int | None = None,
     epochs: int | None = None,
     resume: bool = False,
+    dtype: str | None = None,
 ) -> Run:
     """Train, with a checkpoint after every epoch and when SIGINT or SIGTERM asks to stop.
 
@@ -263,12 +306,13 @@ def train(
         directory: where the checkpoints of this run are, and of no other.
         device_name: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; a run may be resumed on another.
         optimizer: one of ``OPTIMIZERS``. None means that of the run to resume, or of ``DEFAULTS``;
-            so it does for ``schedule``, ``seed`` and ``epochs``.
+            so it does for ``schedule``, ``seed``, ``epochs`` and ``dtype``.
         schedule: one of ``SCHEDULES``.
         seed: decides the initial weights and the order of the images.
         epochs: how often each image is seen, the epochs of the run to resume included. Only a run
             with a constant rate can be resumed with others than it was started with.
         resume: go on from the newest checkpoint in ``directory``.
+        dtype: one of ``DTYPES``, which parameters are stored as.
 
     Raises:
         DemoError: there is no run to resume, or it was started with other settings; a new run would
@@ -286,7 +330,13 @@ def train(
     """
     check_packages()
     device_name = gpu.resolve(device_name)
-    given = {"optimizer": optimizer, "schedule": schedule, "seed": seed, "epochs": epochs}
+    given = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "seed": seed,
+        "epochs": epochs,
+        "dtype": dtype,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     if resume and not Path(directory).is_dir():
         raise DemoError(f"{directory} does not exist: there is no run to resume")
@@ -347,13 +397,18 @@ def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: s
                 "schedule": str(),
                 "seed": int(),
                 "epochs": int(),
+                "dtype": str(),
             } as saved,
             "step": int() as step,
-        } if saved["optimizer"] in OPTIMIZERS and saved["schedule"] in SCHEDULES:
+        } if (
+            saved["optimizer"] in OPTIMIZERS
+            and saved["schedule"] in SCHEDULES
+            and saved["dtype"] in DTYPES
+        ):
             pass
         case _:
             raise DemoError(f"{checkpointer.directory} holds checkpoints, but not of the demo")
-    fixed = ["optimizer", "schedule", "seed"]
+    fixed = ["optimizer", "schedule", "seed", "dtype"]
     if saved["schedule"] != CONSTANT:
         fixed.append("epochs")  # which decide the rate of every step
     for name in fixed:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import host, in_pytorch, memory, offload, peers, step
+from benchmarks import host, in_pytorch, memory, mixed, offload, peers, step
 from benchmarks.plot import save
 from benchmarks.protocol import Measurement, Options, Report, Unavailable
 
@@ -84,6 +84,14 @@ def test_torch_without_pytorch_says_what_is_missing(monkeypatch):
         for m in report.measurements
         if m.contender == "ours"
     )
+
+
+def test_mixed_compares_every_kind_of_storage():
+    report = mixed.run(QUICK)
+    for name in ("ours", "ours, bfloat16", "ours, bfloat16, split", "ours, bfloat16, no master"):
+        assert {work for work, _ in measured(report, name)} == {
+            "one tensor of 2²⁴", "ResNet-50", "5000 tensors of 1000",
+        }  # fmt: skip
 
 
 def test_memory_measures_in_a_process_of_its_own(monkeypatch):

@@ -241,6 +241,22 @@ def test_every_optimizer_resumes_to_the_same_bits_on_every_device(device, optimi
     assert rest.history == whole.history
 
 
+@pytest.mark.parametrize("dtype", [name for name in demo.DTYPES if name != "float32"])
+def test_every_dtype_recognizes_what_float32_does(dtype: str) -> None:
+    seen = train(dtype=dtype, epochs=10).history[-1]["test"]
+    assert seen >= train(epochs=10).history[-1]["test"] - 0.01
+
+
+@pytest.mark.parametrize("dtype", [name for name in demo.DTYPES if name != "float32"])
+def test_every_dtype_resumes_to_the_same_bits_on_every_device(device, dtype) -> None:
+    whole = train(device_name=device, dtype=dtype, epochs=1)
+    directory = tempfile.mkdtemp()
+    interrupted(directory, 20, device_name=device, dtype=dtype, epochs=1)
+    rest = train(directory, device_name=device, resume=True)
+    assert rest.digest() == whole.digest()
+    assert rest.scaler.state_dict() == whole.scaler.state_dict()
+
+
 @pytest.mark.parametrize("schedule", CHANGING)
 def test_every_schedule_resumes_to_the_same_bits(schedule) -> None:
     whole = train(schedule=schedule, epochs=2)

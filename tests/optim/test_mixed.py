@@ -12,6 +12,8 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu import Parameter, checkpoint
+from lucid_gpu.amp import masters
+from lucid_gpu.device import transfer
 from lucid_gpu.execution import formats
 from lucid_gpu.optim import SGD, Adam, AdamW
 from tests import rules
@@ -386,3 +388,25 @@ def test_no_warning_is_given_where_nothing_was_replaced():
         train(param, optimizer, 0, 2)
         optimizer.add_param_group({"params": [Parameter([1.0])], "param_names": ["b"]})
         train(param, optimizer, 2, 4)
+
+
+@every_way
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.usefixtures("emulated")
+def test_masters_are_the_exact_values(way, device):
+    param, optimizer = made(AdamW, way, device)
+    train(param, optimizer, 0, 2)
+    (exact,) = masters(optimizer).values()
+    assert exact.dtype == SINGLE
+    rounded = np.asarray(transfer.to(exact, "cpu"))
+    if param.dtype != SINGLE and way != "none":
+        near = (
+            formats.split(rounded)[0] if "split" in way else formats.nearest(rounded, param.dtype)
+        )
+        np.testing.assert_array_equal(near.view(np.uint16), param.numpy().view(np.uint16))
+
+
+def test_masters_of_parameters_with_one_name_are_refused():
+    params = [("w", Parameter([1.0])), ("w", Parameter([2.0]))]
+    with pytest.raises(ValueError, match="two parameters are called 'w'"):
+        masters(SGD(params, lr=0.1))
