@@ -364,8 +364,9 @@ class PreparedStep:
             tensor = Tensor(position, group, name, param, array, variant, storage, used)
             kind = PartKind(device_of(array), storage, policy.seed)
             by_kind.setdefault(kind, []).append(tensor)
+        are_named = [not is_positional(group["param_names"]) for group in inputs.groups]
         for kind, tensors in by_kind.items():
-            streams = [self._stream(tensor) for tensor in tensors]
+            streams = [_stream(tensor, are_named[tensor.group]) for tensor in tensors]
             count = len(inputs.params)
             part = Part(self._rule, kind, tensors, streams, inputs.groups, count)
             self.parts.append(part)
@@ -409,12 +410,6 @@ class PreparedStep:
             part.counts.admit(number, self._state.get(tensor.param, {}), lacks)
             self._waiting.append((part, number))
         self._admitted[positions] = True
-
-    def _stream(self, tensor: Tensor) -> int:
-        """Return by which number the random bits of a tensor are told from those of others."""
-        named = not is_positional(self.inputs.groups[tensor.group]["param_names"])
-        number = zlib.crc32(tensor.name.encode()) if named else tensor.position
-        return (number & 0xFFFFFF) << 8
 
     def _as_stored(self, tensor: Tensor, name: str, array: Any) -> Any:
         return None if array is None else making.cast(array, tensor.used[name])
@@ -606,3 +601,9 @@ def warn_stale(names: Sequence[str]) -> None:
         "of it was stale: it was made anew from the data; load the state that belongs to it with "
         "load_state_dict() to keep the exact values"
     )
+
+
+def _stream(tensor: Tensor, is_named: bool) -> int:
+    """Return by which number the random bits of a tensor are told from those of others."""
+    number = zlib.crc32(tensor.name.encode()) if is_named else tensor.position
+    return (number & 0xFFFFFF) << 8
