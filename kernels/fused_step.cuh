@@ -20,6 +20,9 @@ struct Argument {
   const void* table;         // of rows, or null
   unsigned long long seed;   // of stochastic rounding
   const Outcome* outcome;    // of the measured gradients, or null
+  double* sums;              // of each chunk, of the first kind; two_phase.cuh has those who sum
+  long long stride;          // from those of one kind to those of the next
+  const double* totals;      // of each tensor, all kinds
   alignas(8) char carried[kCarriedBytes];
 
   template <class Row>
@@ -279,9 +282,10 @@ struct Step {
   __device__ __forceinline__ void update(int i, unsigned aligned) const {
     Param<width, P> p;
     p.load_from(param, slot[Rule::used], i, aligned, randomness, first + i);
-    const Pack<G, width> g = load<width>(grad + i, aligned & 4);
-    Slots<width, S...> s;
-    s.load_from(slot, i, aligned >> 3, randomness, first + i);
+    Pack<G, width> g = {};
+    if constexpr (kReadsGrad<Rule>) g = load<width>(grad + i, aligned & 4);
+    Slots<width, S...> s = {};
+    if constexpr (kReadsSlots<Rule>) s.load_from(slot, i, aligned >> 3, randomness, first + i);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
       T value = p.template get<T>(j), gradient = value_of<T>(g.at[j]);
@@ -293,13 +297,24 @@ struct Step {
       p.put(j, value);
       s.put(state, j);
     }
-    p.store_to(param, slot[Rule::used], i, aligned);
-    s.store_to(slot, i, aligned >> 3);
+    if constexpr (kWritesParam<Rule>) p.store_to(param, slot[Rule::used], i, aligned);
+    if constexpr (kWritesSlots<Rule>) s.store_to(slot, i, aligned >> 3);
   }
 
   // How many elements an array is past the last multiple of a vector.
   static __device__ __forceinline__ int phase(const void* array, int bytes) {
     return int(reinterpret_cast<unsigned long long>(array) / bytes % vector);
+  }
+
+  // Which arrays are past it by so many.
+  __device__ __forceinline__ unsigned aligned(int begin) const {
+    unsigned aligned = unsigned(phase(param, sizeof(Element)) == begin) |
+                       unsigned(phase(grad, sizeof(G)) == begin) << 2;
+    if constexpr (has_beside)
+      aligned |= unsigned(phase(slot[Rule::used], beside_bytes) == begin) << 1;
+    int k = 0;
+    ((aligned |= unsigned(phase(slot[k], sizeof(S)) == begin) << (3 + k), ++k), ...);
+    return aligned;
   }
 
   // Vectors begin where two of parameter, gradient and first slot are aligned, or else that slot.
@@ -309,13 +324,7 @@ struct Step {
       ((begin = k++ ? begin : phase(slot[0], sizeof(S))), ...);
       if constexpr (has_beside && sizeof...(S) == 0) begin = phase(slot[0], beside_bytes);
     }
-    unsigned aligned = unsigned(phase(param, sizeof(Element)) == begin) |
-                       unsigned(phase(grad, sizeof(G)) == begin) << 2;
-    if constexpr (has_beside)
-      aligned |= unsigned(phase(slot[Rule::used], beside_bytes) == begin) << 1;
-    k = 0;
-    ((aligned |= unsigned(phase(slot[k], sizeof(S)) == begin) << (3 + k), ++k), ...);
-
+    const unsigned aligned = this->aligned(begin);
     const int head = min((vector - begin) % vector, count);
     const int body = (count - head) / vector * vector;
 #pragma unroll 1
@@ -336,8 +345,16 @@ struct Stored {
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
                                              const Tensor<arrays>& tensor, const void* grad, int row,
                                              T factor) {
-    using Own = Step<Rule, T, P, G, S...>;
-    const Row<Rule, T> own = argument.template row<Row<Rule, T>>(row);
+    const auto own = argument.template row<Row<Rule, T>>(row);
+    at<T, P, G>(own, factor, argument, chunk, tensor, grad).run(chunk.count);
+  }
+
+  // The arrays of a chunk, which step with the functor of a row.
+  template <typename T, typename P, typename G, class Functor, int arrays>
+  static __device__ __forceinline__ auto at(const Row<Functor, T>& own, T factor,
+                                            const Argument<arrays>& argument, const Chunk& chunk,
+                                            const Tensor<arrays>& tensor, const void* grad) {
+    using Own = Step<Functor, T, P, G, S...>;
     Own step{own,
              factor,
              {argument.seed, own.count(), tensor.stream},
@@ -349,7 +366,7 @@ struct Stored {
     ((step.slot[k] = static_cast<S*>(tensor.array[1 + k]) + chunk.start, ++k), ...);
     if constexpr (Own::has_beside)
       step.slot[k] = static_cast<char*>(tensor.array[1 + k]) + chunk.start * Own::beside_bytes;
-    step.run(chunk.count);
+    return step;
   }
 };
 

@@ -18,6 +18,9 @@ struct Argument {
   const int* shares;         // the first chunk of each share of the work, and the end of the last
   int count;                 // of shares
   int next;                  // the first share that no thread has taken
+  double* sums;              // of each chunk, of the first kind; host_two_phase.cuh has those who sum
+  long long stride;          // from those of one kind to those of the next
+  const double* totals;      // of each tensor, all kinds
 };
 
 // Elements whose random bits are drawn ahead of their update, so that that is a plain loop.
@@ -102,6 +105,12 @@ struct Param<Split> {
   template <typename T> void put(int i, T value) { split(float(value), high[i], low[i]); }
 };
 
+// Calls a functor for the element at some place of a run.
+template <class Rule, typename T, typename... S>
+inline void apply(const Rule& rule, int, T& param, T g, S&... slot) {
+  rule(param, g, slot...);
+}
+
 // Updates a run of neighbouring elements; `slot` are the slots in use, each stored as its S.
 template <class Rule, typename T, typename P, typename G, typename... S, std::size_t... used,
           std::size_t... all>
@@ -115,24 +124,29 @@ inline void update(const Row<Rule, T>& row, T factor, int count, Param<P>& param
     T value = param.template get<T>(i), gradient = value_of<T>(grad[i]) * factor;
     T state[Rule::slots + 1] = {value_of<T>(slot[i])...};
     own.frame(value, gradient);
-    own.rule(value, gradient, state[all]...);
-    param.put(i, value);
-    (set(slot[i], state[used], dice, i), ...);
+    apply(own.rule, i, value, gradient, state[all]...);
+    if constexpr (kWritesParam<Rule>) param.put(i, value);
+    if constexpr (kWritesSlots<Rule>) (set(slot[i], state[used], dice, i), ...);
   }
 }
 
 template <typename S> constexpr bool kIsRounded = false;
 template <int number> constexpr bool kIsRounded<Rounded<number>> = true;
 
+template <class Rule, typename T>
+const Row<Rule, T>& row_of(const Argument& argument, const Chunk& chunk) {
+  return static_cast<const Row<Rule, T>*>(argument.table)[argument.rows[chunk.tensor]];
+}
+
 // A rule, and what its slots are stored as.
 template <class R, typename... S>
 struct Stored {
   using Rule = R;
 
-  template <typename T, typename P, typename G, int arrays, std::size_t... used>
-  static void run(const Argument& argument, const Chunk& chunk, const Tensor<arrays>& tensor,
-                  const void* gradients, std::index_sequence<used...> positions) {
-    const auto& row = static_cast<const Row<Rule, T>*>(argument.table)[argument.rows[chunk.tensor]];
+  template <typename T, typename P, typename G, class Functor, int arrays, std::size_t... used>
+  static void run(const Row<Functor, T>& row, const Argument& argument, const Chunk& chunk,
+                  const Tensor<arrays>& tensor, const void* gradients,
+                  std::index_sequence<used...> positions) {
     constexpr auto all = std::make_index_sequence<Rule::slots>{};
     constexpr bool rounds = (kIsRounded<P> || ... || kIsRounded<S>);
     const Randomness randomness{argument.seed, row.count(), tensor.stream};
@@ -148,7 +162,7 @@ struct Stored {
       const long long element = tensor.first + start + done;
       param.roll(randomness, element, count);
       (std::get<used>(dice).roll(randomness, element, count), ...);
-      update<Rule, T, P, G, S...>(row, T(argument.factor), count, param, grad + done, positions, all,
+      update<Functor, T, P, G, S...>(row, T(argument.factor), count, param, grad + done, positions, all,
                                   std::get<used>(dice)...,
                                   static_cast<S*>(tensor.array[1 + used]) + start + done...);
       param.advance(count);
@@ -159,7 +173,8 @@ struct Stored {
   template <typename T, typename P, typename G, int arrays>
   static void run(const Argument& argument, const Chunk& chunk, const Tensor<arrays>& tensor,
                   const void* grad) {
-    run<T, P, G>(argument, chunk, tensor, grad, std::index_sequence_for<S...>{});
+    run<T, P, G>(row_of<Rule, T>(argument, chunk), argument, chunk, tensor, grad,
+                 std::index_sequence_for<S...>{});
   }
 };
 
@@ -184,7 +199,7 @@ void host_step(Argument& argument) {
     const int share = __atomic_fetch_add(&argument.next, 1, __ATOMIC_RELAXED);
     if (share >= argument.count) return;
     for (int i = argument.shares[share]; i < argument.shares[share + 1]; ++i) {
-      const Chunk chunk = argument.chunks[i];
+      const Chunk& chunk = argument.chunks[i];
       if (const void* grad = argument.grads[chunk.tensor])
         dispatch<0, T, P, G, First, Others...>(argument, chunk, tensors[chunk.tensor], grad);
     }

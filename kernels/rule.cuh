@@ -48,6 +48,12 @@ struct Outcome {
   }
 };
 
+// What a functor reads and writes of what it is given; a phase of a rule leaves some of it alone.
+template <class Rule> constexpr bool kReadsGrad = true;
+template <class Rule> constexpr bool kWritesParam = true;
+template <class Rule> constexpr bool kReadsSlots = true;
+template <class Rule> constexpr bool kWritesSlots = true;
+
 // Neighbouring elements of one tensor.
 struct Chunk {
   long long start;

@@ -38,42 +38,51 @@ struct StridedTensor {
   }
 };
 
-// T computes; P, G and S are what parameter, gradient and slots are stored as.
-template <typename T, typename P, typename G, class Rule, typename... S>
-__global__ void __launch_bounds__(kThreads)
-    strided_step(const __grid_constant__
-                 StridedTensor<Rule, T, 2 + Rule::used + (Elements<P>::beside != 0)> tensor) {
-  const long long index = (long long)(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= tensor.size) return;
+// Updates an element by the functor of a row.
+template <typename P, typename G, typename... S, class Rule, typename T, int arrays, class Functor>
+__device__ __forceinline__ void update(const StridedTensor<Rule, T, arrays>& tensor,
+                                       const Row<Functor, T>& row, long long index) {
   T factor = 1;
   if (tensor.outcome) {
     if (tensor.outcome->skipped) return;
     factor = tensor.outcome->template factor_of<T>();
   }
-  char* place[2 + Rule::used + (Elements<P>::beside != 0)];
+  char* place[arrays];
   if (tensor.size >> 32)
     tensor.locate(static_cast<unsigned long long>(index), place);
   else
     tensor.locate(static_cast<unsigned>(index), place);
 
   using Element = typename Elements<P>::type;
-  const Randomness randomness{tensor.seed, tensor.row.count(), unsigned(tensor.stream)};
+  const Randomness randomness{tensor.seed, row.count(), unsigned(tensor.stream)};
   Param<1, P> param;
-  Slots<1, S...> slots;
+  Slots<1, S...> slots = {};
   void* slot[Rule::slots + 2] = {};
 #pragma unroll
-  for (int k = 2; k < int(sizeof(place) / sizeof(*place)); ++k) slot[k - 2] = place[k];
+  for (int k = 2; k < arrays; ++k) slot[k - 2] = place[k];
   Element* const stored = reinterpret_cast<Element*>(place[0]);
   param.load_from(stored, slot[Rule::used], 0, 0, randomness, index);
-  slots.load_from(slot, 0, 0, randomness, index);
+  if constexpr (kReadsSlots<Functor>) slots.load_from(slot, 0, 0, randomness, index);
   T value = param.template get<T>(0), gradient = value_of<T>(*reinterpret_cast<const G*>(place[1]));
   T state[Rule::slots + 1] = {};
   slots.get(state, 0);
   gradient = gradient * factor;
-  tensor.row.frame(value, gradient);
-  apply(tensor.row.rule, value, gradient, state);
+  row.frame(value, gradient);
+  apply(row.rule, value, gradient, state);
   param.put(0, value);
   slots.put(state, 0);
-  param.store_to(stored, slot[Rule::used], 0, 0);
-  slots.store_to(slot, 0, 0);
+  if constexpr (kWritesParam<Functor>) param.store_to(stored, slot[Rule::used], 0, 0);
+  if constexpr (kWritesSlots<Functor>) slots.store_to(slot, 0, 0);
+}
+
+// What a kernel is called with for a tensor whose parameter is stored as P.
+template <class Rule, typename T, typename P>
+using StridedOf = StridedTensor<Rule, T, 2 + Rule::used + (Elements<P>::beside != 0)>;
+
+// T computes; P, G and S are what parameter, gradient and slots are stored as.
+template <typename T, typename P, typename G, class Rule, typename... S>
+__global__ void __launch_bounds__(kThreads)
+    strided_step(const __grid_constant__ StridedOf<Rule, T, P> tensor) {
+  const long long index = (long long)(blockIdx.x) * kThreads + threadIdx.x;
+  if (index < tensor.size) update<P, G, S...>(tensor, tensor.row, index);
 }

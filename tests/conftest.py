@@ -18,8 +18,7 @@ import pytest
 
 import lucid_gpu
 from lucid_gpu.device import gpu
-from lucid_gpu.execution import building, cuda_sums, plan, strided
-from lucid_gpu.execution.sources import step_source
+from lucid_gpu.execution import building, cuda, cuda_sums, plan, strided
 from tests import emulation, rules
 from tests.emulation import nvrtc
 from tests.emulation.compiler import COMPILER
@@ -78,9 +77,10 @@ def _kernels_are_compiled_together() -> None:
     """Announce the kernels of all variants, so that the first one needed compiles its like too."""
     for rule, dtype in itertools.product(rules.rules(), rules.DTYPES):
         kinds, storage = rules.variants(rule), rules.storage(rule, dtype)
-        fused = [plan.kernel_name(rule.rule, [kind], storage) for kind in kinds]
-        COMPILER.expect(step_source(rule.kernel, "fused_step"), nvrtc.entries(fused))
-        single = [strided.kernel_name(rule.rule, kind, storage) for kind in kinds]
+        pairs = list(itertools.product(kinds, range(len(plan.phases(rule.rule)))))
+        fused = [plan.kernel_name(rule.rule, [kind], storage, phase) for kind, phase in pairs]
+        COMPILER.expect(cuda.source(rule.rule), nvrtc.entries(fused))
+        single = [strided.kernel_name(rule.rule, kind, storage, phase) for kind, phase in pairs]
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
     dtypes = [sums_oracle.dtype(name) for name in sums_oracle.DTYPES]
     measures = map(cuda_sums.kernel_name, dtypes)

@@ -318,6 +318,82 @@ def sgd_schedule_free(theta, gradients, *, momentum, weight_decay, maximize, **a
     yield from free_of_schedule(theta, slopes, momentum, **averaging)
 
 
+def norm(values):
+    """The Euclidean norm."""
+    return math.sqrt(math.fsum(x * x for x in values))
+
+
+def lamb(
+    start,
+    gradients,
+    *,
+    lr,
+    betas,
+    eps,
+    weight_decay,
+    bias_correction,
+    grad_averaging,
+    always_adapt,
+    maximize,
+):
+    """LAMB (You et al. 2020) with φ the identity."""
+    theta, history = list(start), []
+    beta1, beta2 = betas
+    m, v = [0.0] * len(theta), [0.0] * len(theta)
+    share = 1 - beta1 if grad_averaging else 1
+    for t, step in enumerate(gradients, 1):
+        signed = [-g if maximize else g for g in step]
+        m = [beta1 * a + share * g for a, g in zip(m, signed, strict=True)]
+        v = [beta2 * b + (1 - beta2) * g**2 for b, g in zip(v, signed, strict=True)]
+        k1, k2 = (1 - beta1**t, 1 - beta2**t) if bias_correction else (1, 1)
+        u = [
+            a / k1 / (math.sqrt(b / k2) + eps) + weight_decay * x
+            for a, b, x in zip(m, v, theta, strict=True)
+        ]
+        size = lr
+        if (weight_decay or always_adapt) and norm(theta) and norm(u):
+            size *= norm(theta) / norm(u)
+        theta = [x - size * d for x, d in zip(theta, u, strict=True)]
+        history.append(theta)
+    return history
+
+
+def lars(
+    start,
+    gradients,
+    *,
+    lr,
+    momentum,
+    dampening,
+    weight_decay,
+    nesterov,
+    trust_coefficient,
+    eps,
+    maximize,
+):
+    """LARS (You, Gitman & Ginsburg 2017)."""
+    theta, history, buffer = list(start), [], None
+    for step in gradients:
+        g = [-x if maximize else x for x in step]
+        ratio = 1.0
+        if trust_coefficient is not None and norm(theta) and norm(g):
+            below = norm(g) + weight_decay * norm(theta) + eps
+            ratio = trust_coefficient * norm(theta) / below
+        h = [ratio * (a + weight_decay * x) for a, x in zip(g, theta, strict=True)]
+        if momentum:
+            if buffer is None:
+                buffer = h
+            else:
+                buffer = [
+                    momentum * b + (1 - dampening) * a for b, a in zip(buffer, h, strict=True)
+                ]
+            ahead = [a + momentum * b for a, b in zip(h, buffer, strict=True)]
+            h = ahead if nesterov else buffer
+        theta = [x - lr * d for x, d in zip(theta, h, strict=True)]
+        history.append(theta)
+    return history
+
+
 ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "ASGD": asgd,
     "Adadelta": adadelta,
@@ -327,6 +403,8 @@ ORACLES: dict[str, Callable[..., list[list[float]]]] = {
     "AdamWScheduleFree": adamw_schedule_free,
     "Adamax": adamax,
     "Adan": adan,
+    "LAMB": lamb,
+    "LARS": lars,
     "Lion": lion,
     "NAdam": nadam,
     "RAdam": radam,

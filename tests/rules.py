@@ -115,9 +115,16 @@ def cases(kinds: list[type[FusedOptimizer]] | None = None) -> list[Case]:
     ]
 
 
+def elementwise(own: list[Case]) -> list[Case]:
+    """Return the cases whose rules look at no element but their own: at no norm of a tensor."""
+    return [case for case in own if not case.rule.sums]
+
+
 def _tries(rule: type[FusedOptimizer], parameter: inspect.Parameter) -> list[Any]:
     default = parameter.default
     choices = [*rule.switches.get(parameter.name, ())]
+    if "None" in str(parameter.annotation):
+        choices.append(None)
     if isinstance(default, bool):
         choices += [False, True]
     elif isinstance(default, float):

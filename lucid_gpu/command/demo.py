@@ -38,6 +38,8 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adamw_schedule_free": lambda params: optim.AdamWScheduleFree(params, lr=5e-3),
     "adan": lambda params: optim.Adan(params, lr=5e-3),
     "asgd": lambda params: optim.ASGD(params, lr=0.5),
+    "lamb": lambda params: optim.LAMB(params, lr=5e-3),
+    "lars": lambda params: optim.LARS(params, lr=1.0, trust_coefficient=2e-3),
     "lion": lambda params: optim.Lion(params, lr=3e-4, weight_decay=1.0),
     "nadam": lambda params: optim.NAdam(params, lr=2e-3),
     "radam": lambda params: optim.RAdam(params, lr=5e-3),

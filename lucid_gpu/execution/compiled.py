@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.execution import plan, threads
+from lucid_gpu.execution.cpu_totals import Totals
 from lucid_gpu.execution.plan import TensorGroup
-from lucid_gpu.execution.sources import step_source
+from lucid_gpu.execution.sources import phased, step_source
 
 CHUNK_ELEMENTS = 1 << 15
 """Elements of a chunk: what a thread updates with one row of scalars before it looks for more."""
@@ -31,6 +32,7 @@ THREAD_ELEMENTS = 1 << 17
 ARGUMENT = np.dtype(
     [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "seed")]
     + [("factor", "f8"), ("shares", "u8"), ("count", "i4"), ("next", "i4")]
+    + [("sums", "u8"), ("stride", "i8"), ("totals", "u8")]
 )
 """What compiled code is called with: ``Argument`` of ``kernels/host_step.cuh``."""
 
@@ -45,6 +47,9 @@ LOOK = ctypes.PYFUNCTYPE(
 """``look`` of ``kernels/host_look.cuh``: called with the interpreter's lock held, so that no array
 goes away while it is looked at."""
 
+STEPS = ("step", "finish")
+"""The functions of a library, one for each phase of its rule."""
+
 HEAD_BYTES = object.__basicsize__
 """Of every Python object, before the fields of an array begin."""
 
@@ -52,11 +57,15 @@ HEAD_BYTES = object.__basicsize__
 def source(tensors: TensorGroup) -> str:
     """Return the text whose library steps some tensors."""
     rule, storage = tensors.rule, tensors.storage
-    types = plan.storage_types(storage)
-    types += [plan.stored(rule, kind, storage) for kind in plan.distinct_variants(tensors)]
-    entry = f"host_step<{', '.join(types)}>(*argument)"
-    text = step_source(rule.kernel, "host_step", "host_look")
-    return f'{text}\nextern "C" void step(Argument* argument) {{ {entry}; }}\n'
+    own = phased(rule, "sums", "host_measure", "host_two_phase")
+    text = step_source(rule.kernel, "host_step", "host_look", *own)
+    for phase in range(len(plan.phases(rule))):
+        types = plan.storage_types(storage)
+        kinds = plan.distinct_variants(tensors)
+        types += [plan.stored(rule, kind, storage, phase) for kind in kinds]
+        entry = f"host_step<{', '.join(types)}>(*argument)"
+        text += f'\nextern "C" void {STEPS[phase]}(Argument* argument) {{ {entry}; }}\n'
+    return text
 
 
 class CompiledStep:
@@ -69,11 +78,13 @@ class CompiledStep:
 
     def __init__(self, tensors: TensorGroup, library: ctypes.CDLL) -> None:
         self._tensors = tensors
-        self._step = library.step
-        self._step.argtypes, self._step.restype = [ctypes.c_void_p], None
+        self._phases = [getattr(library, name) for name in STEPS[: len(plan.phases(tensors.rule))]]
+        for step in self._phases:
+            step.argtypes, step.restype = [ctypes.c_void_p], None
         self._look = LOOK(("look", library))
         count = len(tensors.params)
-        self._plan = plan.build(tensors, plan.whole(tensors), [()] * count, CHUNK_ELEMENTS)
+        most = plan.CHUNK_ELEMENTS if tensors.rule.sums else CHUNK_ELEMENTS
+        self._plan = plan.build(tensors, plan.whole(tensors), [()] * count, most)
         self._sizes = np.array([param.size for param in tensors.params], np.int64)
         self._shares = _shares(self._plan.chunks["count"])
         self._layouts = np.zeros(count, np.uint8)
@@ -87,6 +98,12 @@ class CompiledStep:
             self._argument[name] = array.ctypes.data
         self._argument["count"] = len(self._shares) - 1
         self._argument["seed"] = tensors.seed
+        self._totals = Totals(tensors) if tensors.rule.sums else None
+        if self._totals is not None:
+            chunk_sums, totals = self._totals.chunks, self._totals.totals
+            self._argument["sums"] = chunk_sums.ctypes.data
+            self._argument["stride"] = chunk_sums.shape[1]
+            self._argument["totals"] = totals.ctypes.data
         self._elements = 0
         self.renew(range(count))
 
@@ -161,10 +178,13 @@ class CompiledStep:
         if row_of is not self._row_of:
             self._row_of = np.ascontiguousarray(row_of, np.int32)
             self._argument["rows"] = self._row_of.ctypes.data
-        self._argument["next"] = 0
         self._argument["factor"] = factor
         count = max(1, min(most_threads, len(self._shares) - 1, self._elements // THREAD_ELEMENTS))
-        threads.together(count, self._step, self._place)
+        for phase, step in enumerate(self._phases):
+            if phase and self._totals is not None:
+                self._totals.fold()
+            self._argument["next"] = 0
+            threads.together(count, step, self._place)
 
 
 def identities(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:

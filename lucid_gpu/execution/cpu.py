@@ -13,6 +13,7 @@ from lucid_gpu.execution import building, compiled
 from lucid_gpu.execution.blocks import NumpyStep
 from lucid_gpu.execution.compiled import CompiledStep
 from lucid_gpu.execution.cpu_code import cpu_code
+from lucid_gpu.execution.numpy_two_phase import TwoPhaseStep
 from lucid_gpu.execution.outcome import PLAIN, Handed
 from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.threads import thread_count
@@ -43,7 +44,7 @@ class CpuExecutor:
         self._tensors = tensors
         self._build: building.Build | None = None
         self._compiled: CompiledStep | None = None
-        self._numpy: NumpyStep | None = None
+        self._numpy: NumpyStep | TwoPhaseStep | None = None
         self._threads = 1
         self._uses_compiled = False
         self._left = np.ones(len(tensors.params), np.bool_)
@@ -81,7 +82,8 @@ class CpuExecutor:
             self._left = left = left & ~self._compiled.take_gradients(identities)
         if left.any():
             if self._numpy is None:
-                self._numpy = NumpyStep(self._tensors)
+                kind = TwoPhaseStep if self._tensors.rule.sums else NumpyStep
+                self._numpy = kind(self._tensors)
             self._numpy.take_gradients(list(grads), left)
         return True
 

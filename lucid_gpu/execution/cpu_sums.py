@@ -220,14 +220,7 @@ def _measured(
             size = piece.stop - piece.start
             target[:size] = _elements(grads[piece.tensor], piece)
         target[size:] = 0
-    squares = buffer[:count]
-    np.multiply(squares, squares, out=squares)
-    by_lane = squares.reshape(count, -1, sums.LANES, sums.NEIGHBOURS)
-    lanes = np.zeros((count, sums.LANES))
-    for turn in range(by_lane.shape[1]):
-        for neighbour in range(sums.NEIGHBOURS):
-            lanes += by_lane[:, turn, :, neighbour]
-    found = sums.fold_lanes(lanes)
+    found = sums.of_squares(buffer[:count])
     counts = np.zeros(count, np.int64)
     if not np.isfinite(found).all():  # as all are, if the elements are
         for piece in block.pieces:

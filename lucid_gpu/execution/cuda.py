@@ -14,10 +14,11 @@ from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.device.keep import MadeOn, Use
 from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import plan as _plan
+from lucid_gpu.execution.cuda_totals import Totals
 from lucid_gpu.execution.outcome import PLAIN, Handed
 from lucid_gpu.execution.plan import THREADS, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import step_source
+from lucid_gpu.execution.sources import phased, step_source
 from lucid_gpu.execution.strided import StridedLaunches
 
 AHEAD = np.dtype([("base", "i4"), ("stride", "i4")])
@@ -163,7 +164,7 @@ class CudaExecutor:
         return FusedLaunch(tensors, self._use)
 
     def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
-        return StridedLaunches(tensors)
+        return StridedLaunches(tensors, self._use)
 
     def _read_layouts(self, tensors: Iterable[int]) -> None:
         for tensor in tensors:
@@ -214,8 +215,14 @@ class FusedLaunch:
         self._argument["chunks"] = self._chunks.data.ptr
         self._argument["tensors"] = self._records.device.data.ptr
         self._argument["seed"] = tensors.seed
-        self._kernel = _compiled(tensors.rule, tensors.storage, tuple(plan.kinds))
+        of = tensors.rule, tensors.storage, tuple(plan.kinds)
+        self._kernel = _compiled(*of)
         self._blocks = len(plan.chunks)
+        self._totals: Totals | None = None
+        if tensors.rule.sums:
+            self._finishing = _compiled(*of, phase=1)
+            self._totals = Totals(use, self._sizes(tensors), self._owners(), len(tensors.rule.sums))
+            self._totals.put_into(self._argument)
         self._make_table(1)
 
     def _make_plan(self, tensors: TensorGroup) -> Plan:
@@ -223,6 +230,15 @@ class FusedLaunch:
             [*map(address, tensors.arrays(tensor))] for tensor in range(len(tensors.params))
         ]
         return _plan.build(tensors, _plan.whole(tensors), addresses)
+
+    def _sizes(self, tensors: TensorGroup) -> list[int]:
+        """Return how many elements each tensor has of which a total is taken."""
+        return [param.size for param in tensors.params]
+
+    def _owners(self) -> npt.NDArray[np.intp]:
+        """Return the position among them of the tensor that each record is a part of."""
+        assert self._plan is not None
+        return np.arange(len(self._plan.tensors))
 
     def _make_table(self, rows: int) -> None:
         """Make the table of what changes from step to step, with room for so many rows."""
@@ -347,11 +363,23 @@ class FusedLaunch:
             self._gradients_moved = self._rows_moved = False
 
     def _launch(self, stream: Any) -> None:
-        if self._blocks:
-            self._kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
+        if not self._blocks:
+            return
+        self._sweep(self._kernel, stream)
+        if self._totals is not None:
+            self._totals.fold(stream)
+            self._sweep(self._finishing, stream)
+
+    def _sweep(self, kernel: Any, stream: Any) -> None:
+        """Launch a kernel over all chunks."""
+        kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
 
 
-def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...]) -> Any:
+def source(rule: Rule) -> str:
+    """Return the text that has the kernels of a rule."""
+    return step_source(rule.kernel, "fused_step", *phased(rule, "sums", "measure", "two_phase"))
+
+
+def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...], phase: int = 0) -> Any:
     """Return the kernel for some variants of a rule, compiled at the first call."""
-    source = step_source(rule.kernel, "fused_step")
-    return kernels.kernel(source, _plan.kernel_name(rule, kinds, storage))
+    return kernels.kernel(source(rule), _plan.kernel_name(rule, kinds, storage, phase))

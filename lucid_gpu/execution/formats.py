@@ -118,6 +118,11 @@ class Stored:
             slots: the values of the slots.
             random: returns random bits for the array at a position: the parameter, the slots.
         """
+        self.write_param(param, random)
+        self.write_slots(slots, random)
+
+    def write_param(self, param: Any, random: Callable[[int], Bits]) -> None:
+        """Store the parameter alone."""
         if self._storage.master == "split":
             self._param[...], self._beside[0][...] = split(param)
         elif self._storage.master == "float32":
@@ -125,6 +130,9 @@ class Stored:
             self._beside[0][...] = param
         else:
             _write(self._param, param, random, 0)
+
+    def write_slots(self, slots: Sequence[Any], random: Callable[[int], Bits]) -> None:
+        """Store the slots alone."""
         for position, (slot, own) in enumerate(zip(self.slots, slots, strict=True)):
             _write(slot, own, random, 1 + position)
 

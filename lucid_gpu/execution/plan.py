@@ -44,6 +44,9 @@ ARGUMENT = np.dtype(
         ("table", "u8"),
         ("seed", "u8"),
         ("outcome", "u8"),
+        ("sums", "u8"),
+        ("stride", "i8"),
+        ("totals", "u8"),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )
@@ -96,9 +99,9 @@ class TensorGroup:
     def orders(self) -> int:
         """The orders of contiguous arrays in which tensors can be flattened.
 
-        Random bits belong to elements as they are numbered in C order.
+        Random bits belong to elements as they are numbered in C order, and so do sums.
         """
-        return C_ORDER if self.storage.rounds else DENSE
+        return C_ORDER if self.storage.rounds or self.rule.sums else DENSE
 
 
 class Plan(NamedTuple):
@@ -292,10 +295,15 @@ def functor(rule: Rule, variant: Any, dtype: npt.DTypeLike) -> str:
     return f"{rule.functor}<{', '.join([c_type(dtype), *switches])}>"
 
 
-def stored(rule: Rule, variant: Any, storage: Storage) -> str:
-    """Return the C++ type of a variant together with what its slots are stored as."""
+def phases(rule: Rule) -> tuple[str, ...]:
+    """Return the C++ templates of the launches of a rule, in their order."""
+    return ("Measuring", "Finishing") if rule.sums else ("Stored",)
+
+
+def stored(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> str:
+    """Return the C++ type of a phase of a variant, with what its slots are stored as."""
     types = [functor(rule, variant, storage.compute), *slot_types(rule, variant, storage)]
-    return f"Stored<{', '.join(types)}>"
+    return f"{phases(rule)[phase]}<{', '.join(types)}>"
 
 
 def slot_types(rule: Rule, variant: Any, storage: Storage) -> list[str]:
@@ -323,10 +331,11 @@ def storage_types(storage: Storage) -> list[str]:
     return [c_type(storage.compute), param_type(storage), c_type(storage.grad)]
 
 
-def kernel_name(rule: Rule, kinds: Sequence[Any], storage: Storage) -> str:
+def kernel_name(rule: Rule, kinds: Sequence[Any], storage: Storage, phase: int = 0) -> str:
     """Return the name expression of the kernel for some variants of a rule."""
     types = storage_types(storage)
-    return f"fused_step<{', '.join([*types, *(stored(rule, kind, storage) for kind in kinds)])}>"
+    types += [stored(rule, kind, storage, phase) for kind in kinds]
+    return f"fused_step<{', '.join(types)}>"
 
 
 def common_layout(arrays: Sequence[Any]) -> int:

@@ -22,6 +22,8 @@ DECAYS = ("none", "l2", "decoupled", "either")
 """What the frame makes of ``weight_decay``: nothing, one of two kinds, or the one that the option
 ``decoupled_weight_decay`` asks for."""
 
+PHASED_DECAYS = ("none", "l2")
+"""Those of a rule of two phases."""
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -116,6 +118,11 @@ class Rule:
         carries: names and start values of numbers that a step hands to the next one.
         fills: ``fills(options)``: what slots begin with where that is not 0: a number, or
             ``"param"`` for a copy of the parameter.
+        sums: names of the sums of squares over a tensor that a rule of two phases takes; none for
+            an elementwise rule.
+        measure: the NumPy twin of its first phase.
+        finish: returns from the sums of a tensor the number that its second phase takes.
+        slots_move_first: whether the first phase changes the slots, or else the second.
     """
 
     kernel: str | Path
@@ -132,10 +139,21 @@ class Rule:
     decay: str = "either"
     carries: tuple[tuple[str, float], ...] = ()
     fills: Callable[[Mapping[str, Any]], Mapping[str, Any]] = no_fills
+    sums: tuple[str, ...] = ()
+    measure: Callable[..., None] | None = None
+    finish: Callable[..., float] | None = None
+    slots_move_first: bool = False
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
             raise ValueError(f"decay of {self.functor} must be one of {DECAYS}, not {self.decay!r}")
+        if self.sums and self.decay not in PHASED_DECAYS:
+            raise ValueError(
+                f"decay of {self.functor} must be one of {PHASED_DECAYS}, not {self.decay!r}: the "
+                "first of two phases leaves the parameter alone"
+            )
+        if self.sums and not (self.measure and self.finish):
+            raise TypeError(f"{self.functor} has sums, so it needs measure and finish")
 
     def variants(self) -> list[Variant]:
         """Return every variant: the product of the switches."""

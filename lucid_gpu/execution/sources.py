@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lucid_gpu.execution.rule import Rule
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -32,6 +36,11 @@ def step_source(kernel: str | Path, *steps: str) -> str:
         steps: names of the sources that follow it.
     """
     return joined("half", "rule", "stored", kernel, *steps)
+
+
+def phased(rule: Rule, *steps: str) -> tuple[str, ...]:
+    """Return names of sources if a rule has two phases, else none."""
+    return steps if rule.sums else ()
 
 
 def joined(*kernels: str | Path) -> str:

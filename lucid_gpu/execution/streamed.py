@@ -57,7 +57,7 @@ class StreamedExecutor(CudaExecutor):
         return _StreamedLaunch(tensors, self._use)
 
     def _strided_launches(self, tensors: TensorGroup) -> StridedLaunches:
-        return _VisitingLaunches(tensors)
+        return _VisitingLaunches(tensors, self._use)
 
 
 class _Window(NamedTuple):
@@ -83,7 +83,7 @@ class _Visit(NamedTuple):
 
     window: _Window
     copies: list[_Copy]
-    chunks: int
+    first: int
     blocks: int
 
 
@@ -97,9 +97,8 @@ class _StreamedLaunch(FusedLaunch):
             return
         spans = np.cumsum([0, *(spans for *_, spans in self._cargo)])
         bounds = np.searchsorted(self._plan.chunks["tensor"], spans).tolist()
-        first, size = self._chunks.data.ptr, _plan.CHUNK.itemsize
         self._visits = [
-            _Visit(window, copies, first + start * size, stop - start)
+            _Visit(window, copies, start, stop - start)
             for (window, copies, _), (start, stop) in zip(
                 self._cargo, pairwise(bounds), strict=True
             )
@@ -118,21 +117,32 @@ class _StreamedLaunch(FusedLaunch):
     def _take_rows(self, row_of: npt.NDArray[np.int32]) -> None:
         super()._take_rows(row_of[self._tensor])
 
-    def _launch(self, stream: Any) -> None:
+    def _sizes(self, tensors: TensorGroup) -> list[int]:
+        owners = np.unique(self._tensor).tolist()
+        return [tensors.params[owner].size for owner in owners]
+
+    def _owners(self) -> npt.NDArray[np.intp]:
+        return np.unique(self._tensor, return_inverse=True)[1]
+
+    def _sweep(self, kernel: Any, stream: Any) -> None:
         """Launch all windows, without waiting for one."""
-        for window, copies, chunks, blocks in self._visits:
+        sums = self._argument["sums"].copy()
+        for window, copies, first, blocks in self._visits:
             self._up.wait_event(window.emptied)
             for copy in copies:
                 copy.device.copy_from_host_async(copy.host, copy.nbytes, self._up)
             window.filled.record(self._up)
             stream.wait_event(window.filled)
-            self._argument["chunks"] = chunks
-            self._kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
+            self._argument["chunks"] = self._chunks.data.ptr + first * _plan.CHUNK.itemsize
+            if sums:
+                self._argument["sums"] = sums + np.uint64(first * sums.itemsize)
+            kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
             window.updated.record(stream)
             self._down.wait_event(window.updated)
             for copy in copies:
                 copy.device.copy_to_host_async(copy.host, copy.nbytes, self._down)
             window.emptied.record(self._down)
+        self._argument["sums"] = sums
 
     def arrive(self) -> None:
         """Wait until every window is back on the host."""

@@ -6,16 +6,21 @@ The record types mirror the structs of ``kernels/strided_step.cuh``, member by m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.device import kernels
+from lucid_gpu.device.arrays import C_ORDER
 from lucid_gpu.execution import plan as _plan
-from lucid_gpu.execution.plan import THREADS, TensorGroup
+from lucid_gpu.execution.cuda_totals import Totals
+from lucid_gpu.execution.plan import CHUNK_ELEMENTS, THREADS, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import step_source
+from lucid_gpu.execution.sources import phased, step_source
+
+if TYPE_CHECKING:
+    from lucid_gpu.device.keep import Use
 
 MAX_RANK = 32
 """Axes of an array, at most, once neighbours are merged; CuPy's arrays have no more."""
@@ -24,12 +29,10 @@ MAX_RANK = 32
 class StridedLaunches:
     """One launch per tensor that is not contiguous."""
 
-    def __init__(self, tensors: TensorGroup) -> None:
+    def __init__(self, tensors: TensorGroup, use: Use) -> None:
         self._tensors = tensors
-        self._launches = [
-            _Launch(tensors, variant, stream)
-            for variant, stream in zip(tensors.variants, tensors.streams, strict=True)
-        ]
+        kind = _PhasedLaunch if tensors.rule.sums else _Launch
+        self._launches = [kind(tensors, tensor, use) for tensor in range(len(tensors.params))]
         self._grads: list[Any] = [None] * len(tensors.params)
 
     def replace_gradients(self, grads: Sequence[Any]) -> None:
@@ -65,14 +68,18 @@ class StridedLaunches:
 class _Launch:
     """The launch for one tensor; its layout is worked out again only when strides change."""
 
-    def __init__(self, tensors: TensorGroup, variant: Any, stream: int) -> None:
-        rule, storage = tensors.rule, tensors.storage
-        self._kernel = kernels.kernel(source(rule), kernel_name(rule, variant, storage))
+    def __init__(self, tensors: TensorGroup, tensor: int, use: Use) -> None:  # noqa: ARG002
+        rule, variant, storage = tensors.rule, tensors.variants[tensor], tensors.storage
+        self._kernels = [
+            kernels.kernel(source(rule), kernel_name(rule, variant, storage, phase))
+            for phase in range(len(_plan.phases(rule)))
+        ]
         record = tensor_record(rule, variant, storage)
-        self._keeps_order = storage.rounds
-        self._argument = np.zeros((), record)
+        self._keeps_order = tensors.orders == C_ORDER
+        self._whole = np.zeros((), sums_record(record))
+        self._argument = self._whole["tensor"]
         self._argument["seed"] = tensors.seed
-        self._argument["stream"] = stream
+        self._argument["stream"] = tensors.streams[tensor]
         # Named as records, NumPy would describe each member anew at every launch.
         self._by_value = self._argument.view(f"V{record.itemsize}")
         self._strides: list[tuple[int, ...]] = []
@@ -90,7 +97,11 @@ class _Launch:
         self._argument["row"] = row.view(self._argument["row"].dtype)[0]
         blocks = -(-arrays[0].size // THREADS)
         if blocks:
-            self._kernel((blocks,), (THREADS,), (self._by_value,))
+            self._launch(blocks)
+
+    def _launch(self, blocks: int) -> None:
+        (kernel,) = self._kernels
+        kernel((blocks,), (THREADS,), (self._by_value,))
 
     def _lay_out(self, shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> None:
         extents, merged = merge_axes(shape, strides, self._keeps_order)
@@ -100,6 +111,24 @@ class _Launch:
         argument["extent"][: len(extents)] = extents
         argument["array"]["stride"][:, : len(extents)] = merged
         self._strides = strides
+
+
+class _PhasedLaunch(_Launch):
+    """The launches of a rule of two phases."""
+
+    def __init__(self, tensors: TensorGroup, tensor: int, use: Use) -> None:
+        super().__init__(tensors, tensor, use)
+        size = tensors.params[tensor].size
+        self._totals = Totals(use, [size], np.zeros(1, np.intp), len(tensors.rule.sums))
+        self._totals.put_into(self._whole)
+        self._by_value = self._whole.view(f"V{self._whole.itemsize}")
+        self._chunks = -(-size // CHUNK_ELEMENTS)
+
+    def _launch(self, blocks: int) -> None:
+        measure, finish = self._kernels
+        measure((self._chunks,), (THREADS,), (self._by_value,))
+        self._totals.fold(None)
+        finish((blocks,), (THREADS,), (self._by_value,))
 
 
 def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
@@ -120,16 +149,24 @@ def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
     )
 
 
-def kernel_name(rule: Rule, variant: Any, storage: Storage) -> str:
-    """Return the name expression of the kernel for a variant of a rule."""
+def sums_record(tensor: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the record type of ``StridedSums`` for one of ``StridedTensor``."""
+    fields = [("tensor", tensor), ("sums", "u8"), ("stride", "i8"), ("totals", "u8")]
+    return np.dtype(fields, align=True)
+
+
+def kernel_name(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> str:
+    """Return the name expression of the kernel for a phase of a variant of a rule."""
+    name = ("strided_measure", "strided_finish")[phase] if rule.sums else "strided_step"
     functor = _plan.functor(rule, variant, storage.compute)
     slots = _plan.slot_types(rule, variant, storage)
-    return f"strided_step<{', '.join([*_plan.storage_types(storage), functor, *slots])}>"
+    return f"{name}<{', '.join([*_plan.storage_types(storage), functor, *slots])}>"
 
 
 def source(rule: Rule) -> str:
     """Return the text that has the kernels of a rule."""
-    return step_source(rule.kernel, "fused_step", "strided_step")
+    own = phased(rule, "sums", "measure", "two_phase"), phased(rule, "strided_two_phase")
+    return step_source(rule.kernel, "fused_step", *own[0], "strided_step", *own[1])
 
 
 def merge_axes(

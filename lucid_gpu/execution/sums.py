@@ -117,6 +117,17 @@ def fold_lanes(lanes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return lanes[..., 0]
 
 
+def of_squares(chunks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the sum of the squares of each chunk, a row, which are left in its place."""
+    np.multiply(chunks, chunks, out=chunks)
+    by_lane = chunks.reshape(len(chunks), -1, LANES, NEIGHBOURS)
+    lanes = np.zeros((len(chunks), LANES))
+    for turn in range(by_lane.shape[1]):
+        for neighbour in range(NEIGHBOURS):
+            lanes += by_lane[:, turn, :, neighbour]
+    return fold_lanes(lanes)
+
+
 def fold_counts(counts: npt.NDArray[np.int64], ranges: Ranges) -> npt.NDArray[np.int64]:
     """Return the sum of the counts of each range."""
     before: npt.NDArray[np.int64] = np.append(0, np.cumsum(counts))

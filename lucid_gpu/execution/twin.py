@@ -84,8 +84,17 @@ def update(
     variant: Any,
     row: Row,
     arrays: Sequence[Any],
+    *sizes: Any,
 ) -> None:
-    """Update a block of arrays: parameter, gradient and slots, all of the dtype that computes."""
+    """Update a block of arrays: parameter, gradient and slots, all of the dtype that computes.
+
+    Args:
+        tensors: what steps.
+        variant: of the rule.
+        row: what is done to it.
+        arrays: the block.
+        sizes: of a rule of two phases, what ``finish`` returned.
+    """
     rule, (factor, frame, scalars) = tensors.rule, row
     param, grad, *slots = arrays
     if frame is not None:
@@ -96,7 +105,39 @@ def update(
     else:
         work = [_shaped(memory, param) for memory in work]
     slots += [None] * (rule.width - len(slots))
-    rule.update(scalars, variant, param, grad, *slots, *work)
+    rule.update(scalars, variant, param, grad, *slots, *sizes, *work)
+
+
+def measure(
+    tensors: TensorGroup,
+    variant: Any,
+    row: Row,
+    arrays: Sequence[Any],
+) -> list[Any]:
+    """Run the first phase of a rule on a flat block, and return what it measures."""
+    rule, (factor, frame, scalars) = tensors.rule, row
+    assert rule.measure is not None
+    param, grad, *slots = arrays
+    if frame is not None:
+        grad = _framed(rule, factor, frame, param, grad)
+    memory = scratch(rule.scratch + 2 + len(rule.sums), param.dtype)  # two of which are the frame's
+    memory = [own[: param.size] for own in memory]
+    work, measured = memory[: rule.scratch], memory[rule.scratch + 2 :]
+    slots += [None] * (rule.width - len(slots))
+    rule.measure(scalars, variant, param, grad, *slots, *measured, *work)
+    return measured
+
+
+def finish(
+    tensors: TensorGroup,
+    variant: Any,
+    row: Row,
+    totals: npt.NDArray[np.float64],
+) -> Any:
+    """Return what the second phase takes of the totals of a tensor, rounded once."""
+    assert tensors.rule.finish is not None
+    number = tensors.rule.finish(row.scalars, variant, totals.tolist())
+    return np.asarray(number).astype(tensors.storage.compute)
 
 
 def _framed(rule: Rule, factor: Any, frame: FrameScalars, param: Any, grad: Any) -> Any:

@@ -17,6 +17,8 @@ from lucid_gpu.optim.core.hooks import (
     register_optimizer_step_pre_hook,
 )
 from lucid_gpu.optim.core.optimizer import Optimizer
+from lucid_gpu.optim.lamb import LAMB
+from lucid_gpu.optim.lars import LARS
 from lucid_gpu.optim.lbfgs import LBFGS
 from lucid_gpu.optim.lion import Lion
 from lucid_gpu.optim.muon import Muon
@@ -31,6 +33,8 @@ from lucid_gpu.optim.stub import OptimizerStub
 
 __all__ = [
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
     "SGD",
     "Adadelta",

@@ -86,6 +86,8 @@ RECORDED = {
     "adamw_schedule_free": 0.968,
     "adan": 0.968,
     "asgd": 0.960,
+    "lamb": 0.964,
+    "lars": 0.960,
     "lion": 0.907,
     "nadam": 0.964,
     "radam": 0.952,

@@ -7,7 +7,7 @@ import pytest
 
 from lucid_gpu import Parameter
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.optim import SGD, Adam
+from lucid_gpu.optim import LAMB, LARS, SGD, Adam
 from tests.execution.test_cuda import crowd, groups_of_one, make, set_gradients
 
 
@@ -37,7 +37,7 @@ def replay(optimizer, graph, stream, **options):
     stream.synchronize()
 
 
-@pytest.mark.parametrize("rule", [SGD, Adam])
+@pytest.mark.parametrize("rule", [SGD, Adam, LAMB, LARS])
 def test_replays_count_steps_and_follow_the_schedule(rule, accelerator):
     params, twins = make(accelerator), make("cpu")
     optimizer, twin = rule(params), rule(twins)
@@ -53,7 +53,7 @@ def test_replays_count_steps_and_follow_the_schedule(rule, accelerator):
         np.testing.assert_array_equal(param.numpy(), other.numpy())
 
 
-@pytest.mark.parametrize("rule", [SGD, Adam])
+@pytest.mark.parametrize("rule", [SGD, Adam, LAMB, LARS])
 def test_replays_take_the_scalars_of_every_group(rule, accelerator):
     params, twins = crowd(rule, accelerator), crowd(rule, "cpu")
     optimizer, twin = rule(groups_of_one(params)), rule(groups_of_one(twins))

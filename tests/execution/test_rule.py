@@ -124,3 +124,16 @@ def test_the_parameter_decides_on_what_computes(param, grad, slot):
     storage = Storage(param, grad, (param, slot))
     assert storage.compute == param
     assert storage.is_uniform == (param == grad == slot)
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "either"])
+def test_a_rule_with_sums_may_not_decay_ahead_of_them(decay):
+    with pytest.raises(ValueError, match=f"decay of None must be one of .*, not '{decay}'"):
+        replace(RULE, sums=("param_sq",), measure=print, finish=sum, decay=decay)
+
+
+@pytest.mark.parametrize("lacking", ["measure", "finish"])
+def test_a_rule_with_sums_needs_what_takes_them(lacking):
+    given = {"measure": print, "finish": sum, "decay": "none", lacking: None}
+    with pytest.raises(TypeError, match="None has sums, so it needs measure and finish"):
+        replace(RULE, sums=("param_sq",), **given)

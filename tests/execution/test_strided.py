@@ -35,6 +35,11 @@ def test_records_lie_as_the_structs_of_the_kernel(rule, dtype):
         arrays = 2 + len(storage.used(rule.rule, variant))
         claims += layout_claims(record, f"StridedTensor<{functor}, {plan.c_type(dtype)}, {arrays}>")
         claims += layout_claims(record["array"].base, "Strides")
+        if rule.sums:
+            own = plan.c_type(dtype)
+            sums = strided.sums_record(record)
+            assert sums.itemsize <= 4096
+            claims += layout_claims(sums, f"StridedSums<{functor}, {own}, {own}>")
     compiles(rule, [*claims, f"kMaxRank == {strided.MAX_RANK}"])
 
 
@@ -92,11 +97,11 @@ def test_an_index_beyond_32_bits_is_found(locate):
 
 @pytest.mark.parametrize("rule", rules.optimizers(), ids=lambda rule: rule.__name__)
 def test_indices_of_64_bits_do_what_those_of_32_do(emulated, monkeypatch, rule):
-    """One block of a tensor that says it has 2³² elements more."""
+    """One chunk of a tensor that says it has 2³² elements more."""
     results = []
     for more in (0, 1 << 32):
-        arrays = [transfer.copy(np.arange(512, dtype="f4"), "cuda:0") for _ in range(2)]
-        param, grad = (array.reshape(32, 16).T[:, ::2] for array in arrays)
+        arrays = [transfer.copy(np.arange(8192, dtype="f4"), "cuda:0") for _ in range(2)]
+        param, grad = (array.reshape(128, 64).T[:, ::2] for array in arrays)
         own = Parameter(param)
         own.grad = grad
         lay_out = strided._Launch._lay_out
@@ -110,7 +115,7 @@ def test_indices_of_64_bits_do_what_those_of_32_do(emulated, monkeypatch, rule):
             rule([own]).step()
         results.append(host(arrays[0]))
     np.testing.assert_array_equal(*results)
-    assert (results[0] != np.arange(512)).any()
+    assert (results[0] != np.arange(8192)).any()
 
 
 def test_gradients_of_other_strides_at_each_step_are_read_where_they_lie(accelerator, rng):

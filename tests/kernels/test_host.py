@@ -108,7 +108,10 @@ def test_all_variants_in_one_launch(rule, dtype, accelerator, rng):
 
 @pytest.mark.parametrize(
     ("rule", "count"),
-    [(rule, 4_000 if turn else 70_000) for turn, rule in enumerate(rules.rules())],
+    [
+        (rule, 4_000 if turn else 70_000)
+        for turn, rule in enumerate(rule for rule in rules.rules() if not rule.sums)
+    ],
 )
 def test_thousands_of_tiny_tensors(rule, count, accelerator, rng):
     """Of one rule more than 2¹⁶, which is for the tables to bear, not for the rule."""

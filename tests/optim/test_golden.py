@@ -58,13 +58,36 @@ GOLDEN = [
 ]
 """Rule, options, and θ after each step in float64, from θ = 1."""
 
+VECTORS = [
+    (
+        "LAMB",
+        {"lr": 0.1, "weight_decay": 0.01},
+        [0.86793244708, -1.86662510648, 0.36858729421],
+        [0.749053969304, -1.84691946816, 0.00192744975754],
+    ),
+    (
+        "LAMB",
+        {"lr": 0.1, "weight_decay": 0.0},
+        [0.9000002, -1.9000004, 0.40000099999],
+        [0.841842302962, -1.89516536663, 0.216318820869],
+    ),
+    (
+        "LARS",
+        {"lr": 1.0, "trust_coefficient": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+        [0.802208961049, -1.89528709703, 0.45927831551],
+        [0.657318648945, -1.88506065045, -0.0627942294171],
+    ),
+]
+"""The same of rules that take norms: θ after steps 1 and 3 from θ = (1, −2, ½), whose gradients are
+three neighbours of the cycle, each step one further."""
+
 IN_THE_CONTRACT = {"Adam", "AdamW", "SGD"}
 """Whose numbers tests/contract/test_5_rules.py has."""
 
 
 def test_every_rule_has_its_numbers():
     assert {rule.__name__ for rule in rules.optimizers()} == IN_THE_CONTRACT | {
-        name for name, _, _ in GOLDEN
+        name for name, *_ in [*GOLDEN, *VECTORS]
     }
 
 
@@ -78,3 +101,17 @@ def test_the_numbers_come_out(name, options, expected, device):
         optimizer.step()
         seen.append(param.numpy()[0])
     assert seen == pytest.approx(expected, rel=2e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize(("name", "options", "first", "third"), VECTORS, ids=str)
+def test_the_numbers_of_rules_with_norms_come_out(name, options, first, third, device):
+    param = Parameter(place(np.array([1.0, -2.0, 0.5]), device).view)
+    optimizer = getattr(optim, name)([param], **options)
+    seen = []
+    for t in range(3):
+        gradient = [GRADIENTS[(t + i) % len(GRADIENTS)] for i in range(3)]
+        param.grad = place(np.array(gradient), device).view
+        optimizer.step()
+        seen.append(param.numpy().tolist())
+    assert seen[0] == pytest.approx(first, rel=1e-10)
+    assert seen[2] == pytest.approx(third, rel=1e-10)

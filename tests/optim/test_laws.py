@@ -110,7 +110,7 @@ def test_the_order_of_parameters_does_not_matter(case, device):
     assert_same(*results)
 
 
-@every_case
+@pytest.mark.parametrize("case", rules.elementwise(rules.cases()), ids=lambda case: case.label)
 def test_splitting_a_tensor_does_not_matter(case, device, rng):
     values, *grads = rng.normal(size=(4, 4500)).astype("float32")
     cuts = [0, 1, 8, 4099, 4500]

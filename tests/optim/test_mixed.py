@@ -15,7 +15,7 @@ from lucid_gpu import Parameter, checkpoint
 from lucid_gpu.amp import masters
 from lucid_gpu.device import transfer
 from lucid_gpu.execution import formats
-from lucid_gpu.optim import SGD, Adam, AdamW
+from lucid_gpu.optim import LAMB, LARS, SGD, Adam, AdamW
 from tests import rules
 
 BRIEF, HALF, SINGLE = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
@@ -71,7 +71,7 @@ def test_numpy_and_a_gpu_give_the_same_bits(kind, way):
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("kind", [AdamW, SGD], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [AdamW, SGD, LAMB, LARS], ids=lambda kind: kind.__name__)
 @every_way
 def test_compiled_code_gives_the_bits_of_numpy(kind, way, monkeypatch):
     seen = []

@@ -16,7 +16,25 @@ UNTOUCHED = {
 """Slots that a first gradient of NaN leaves as they would be otherwise."""
 
 
-@pytest.mark.parametrize("case", rules.cases(rules.rules()), ids=lambda case: case.label)
+every_case = pytest.mark.parametrize(
+    "case", rules.elementwise(rules.cases(rules.rules())), ids=lambda case: case.label
+)
+phased = [case for case in rules.cases(rules.rules()) if case.rule.sums]
+
+
+@pytest.mark.parametrize("case", phased, ids=lambda case: case.label)
+def test_nan_in_a_norm_leaves_its_neighbours_finite(case, device):
+    param = Parameter(place(np.array([1.0, 2.0]), device).view)
+    optimizer = case.rule([param], **case.options)
+    param.grad = place(np.array([np.nan, 0.5]), device).view
+    optimizer.step()
+    arrays = [param.data, *(optimizer.state[param].get(name) for name in optimizer.slots)]
+    for array in arrays:
+        if array is not None:
+            assert np.isnan(host(array)).tolist() == [True, False]
+
+
+@every_case
 def test_nan_is_neither_hidden_nor_spread(case, device):
     pair = []
     for gradient in ([np.nan, 0.5], [0.5, 0.5]):

@@ -63,6 +63,7 @@ MORE = {
         optim.RMSprop,
         [{"centered": True}, {"momentum": 0.9}],
     ),
+    "`LARS` without `momentum`": (optim.LARS, [{"momentum": 0.0}]),
     "`RMSprop` with both": (optim.RMSprop, [{"centered": True, "momentum": 0.9}]),
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
+from lucid_gpu.execution.cuda_totals import FOLDS
 from lucid_gpu.execution.rule import BFLOAT16
 from lucid_gpu.optim.core.judging import terms_of
 
@@ -87,7 +88,7 @@ def _stepping(step: PreparedStep, part: Part) -> list[_Stepping]:
             kept = step.slots_of(tensor)
             arrays = {"parameter": tensor.data, "gradient": as_array(grads[tensor.position])}
             arrays |= {slot: kept[slot] for slot in tensor.used if slot in kept}
-            strided = _strided(arrays)
+            strided = _strided(arrays, part.group.orders)
             is_fused = tensor.data.size and not strided and all(map(is_cupy, arrays.values()))
             found.append(_Stepping(tensor, strided, _misaligned(arrays) if is_fused else []))
     return found
@@ -109,7 +110,8 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
     for (variant, frame), count in Counter(_kind(step, rule, each) for each in tensors).items():
         lines += _variant_lines(part, variant, frame, count, is_hosted)
     if strided:
-        cost = "updated along their strides" if part.device == "cpu" else "1 launch each"
+        number = "1 launch" if not rule.sums else f"{2 + FOLDS} launches"
+        cost = "updated along their strides" if part.device == "cpu" else f"{number} each"
         if is_hosted:
             cost += ", and the host waits for each"
         lines.append(f"  {len(strided)} tensors are not contiguous, {cost}:")
@@ -145,11 +147,19 @@ def _storage_lines(storage: Storage) -> list[str]:
 def _launch_line(rule: Rule, part: Part, dense: list[Tensor], is_hosted: bool) -> str:
     chunks = sum(-(-tensor.data.size // plan.CHUNK_ELEMENTS) for tensor in dense)
     kinds = sorted({tensor.variant for tensor in part.tensors}, key=repr)
-    name = plan.kernel_name(rule, kinds, part.group.storage) if chunks else "nothing to do"
+    phases = len(plan.phases(rule))
+    names = [plan.kernel_name(rule, kinds, part.group.storage, phase) for phase in range(phases)]
+    name = " and ".join(names) if chunks else "nothing to do"
     if is_hosted and any(tensor.used for tensor in part.tensors):
-        launches = f"1 launch for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
+        number = "1 launch" if phases == 1 else f"{phases} launches"
+        launches = f"{number} for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
+        launches += f" and {FOLDS} that add up sums" if rule.sums else ""
+    elif chunks:
+        launches = f"1 launch of {chunks:,} blocks"
+        if rule.sums:
+            launches = f"{phases} launches of {chunks:,} blocks and {FOLDS} that add up sums"
     else:
-        launches = f"1 launch of {chunks:,} blocks" if chunks else "no launch"
+        launches = "no launch"
     return f"  {launches} for {len(dense)} contiguous tensors: {name}"
 
 
@@ -165,6 +175,9 @@ def _variant_lines(part: Part, variant: Any, frame: str, count: int, is_hosted: 
     # Beside a float32 master, the parameter itself is written only.
     passes = 1 if storage.master == "float32" else 2
     nbytes = passes * storage.param.itemsize + storage.grad.itemsize + 2 * crossing
+    if rule.sums:
+        nbytes += _read_again(rule, variant, storage)
+        crossing *= len(plan.phases(rule))
     switches = "".join(f"{k}={v}, " for k, v in variant._asdict().items())
     lines = [f"  {nbytes} bytes moved per element in {count} tensors with {switches}{frame}"]
     if is_hosted and crossing:
@@ -172,14 +185,22 @@ def _variant_lines(part: Part, variant: Any, frame: str, count: int, is_hosted: 
     return lines
 
 
-def _strided(arrays: Mapping[str, Any]) -> list[str]:
-    """Return why the arrays cannot be flattened together; nothing if they can."""
-    if plan.common_layout(list(arrays.values())):
+def _read_again(rule: Rule, variant: Any, storage: Storage) -> int:
+    """Return how many bytes per element both phases of a rule read."""
+    beside = sum(dtype.itemsize for dtype in storage.beside.values())
+    exact = beside if storage.master == "float32" else storage.param.itemsize + beside
+    slots = sum(dtype.itemsize for dtype in storage.used(rule, variant).values()) - beside
+    return exact + (slots if rule.slots_move_first else storage.grad.itemsize)
+
+
+def _strided(arrays: Mapping[str, Any], orders: int) -> list[str]:
+    """Return why the arrays cannot be flattened together in one of the orders, if they cannot."""
+    if plan.common_layout(list(arrays.values())) & orders:
         return []
     reasons = [
         f"the {what} has strides {array.strides}"
         for what, array in arrays.items()
-        if not plan.common_layout([array])
+        if not plan.common_layout([array]) & orders
     ]
     return reasons or ["its arrays mix C and Fortran order"]
 

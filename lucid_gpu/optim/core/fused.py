@@ -79,6 +79,10 @@ def _rule_of(cls: type[Any]) -> Rule:
         decay=cls.decay,
         carries=tuple(cls.carries.items()),
         fills=cls.fills,
+        sums=cls.sums,
+        measure=cls.measure if cls.sums else None,
+        finish=cls.finish if cls.sums else None,
+        slots_move_first=cls.slots_move_first,
     )
 
 
@@ -152,6 +156,12 @@ class FusedOptimizer(Optimizer):
             if the rule decays on its own.
         carries: numbers that a step hands to the next one, with their start values; they stand in
             ``state`` beside ``step``.
+        sums: names of sums of squares over a parameter, for a rule of two phases: ``measure``
+            returns the elements whose squares are added up, ``finish`` makes one number of the
+            sums, and ``update`` takes it. The parameter changes in ``update`` alone, so ``decay``
+            is ``"none"`` or ``"l2"``.
+        slots_move_first: True if ``measure`` changes the slots, and ``update`` then reads no
+            gradient; False if ``update`` does, and ``measure`` reads no slots.
         rule: all of this as one value.
     """
 
@@ -163,6 +173,8 @@ class FusedOptimizer(Optimizer):
     scratch: ClassVar[int] = 0
     decay: ClassVar[str] = "either"
     carries: ClassVar[dict[str, float]] = {}
+    sums: ClassVar[tuple[str, ...]] = ()
+    slots_move_first: ClassVar[bool] = False
     Variant: ClassVar[Any] = namedtuple("Variant", ())
     rule: ClassVar[Rule] = _OfClass(_rule_of)  # type: ignore[assignment]
     __signature__ = _OfClass(_spelled_out)
@@ -239,7 +251,20 @@ class FusedOptimizer(Optimizer):
 
     @staticmethod
     def update(scalars: Any, variant: Any, /, *arrays: Any) -> None:
-        """Update a block in place: parameter, gradient (not to be changed), slots, scratch."""
+        """Update a block in place: parameter, gradient (not to be changed), slots, scratch.
+
+        A rule with ``sums`` is given the number that ``finish`` returned ahead of the scratch.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def measure(scalars: Any, variant: Any, /, *arrays: Any) -> None:
+        """Fill one array for each of ``sums``: of parameter, gradient, slots, those, scratch."""
+        raise NotImplementedError
+
+    @staticmethod
+    def finish(scalars: Any, variant: Any, /, totals: Sequence[float]) -> float:
+        """Return a number from the sums of a parameter, in float64; it is rounded once."""
         raise NotImplementedError
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
