@@ -372,6 +372,19 @@ def test_explain_says_what_is_stored_as_what(way, words, capsys):
 
 
 @pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("master", "stored as bfloat16 with master float32, state float32"),
+        ("split-brief", "stored as bfloat16 with master split, state bfloat16"),
+        ("none", "stored as bfloat16 with master none, state float32"),
+        ("brief", "stored as float32 with master none, state bfloat16"),
+    ],
+)
+def test_repr_says_what_is_stored_as_what(way, words):
+    assert words in repr(made(AdamW, way)[1])
+
+
+@pytest.mark.parametrize(
     ("way", "moved"), [("master", 28), ("split", 26), ("none", 22), ("split-brief", 18)]
 )
 def test_explain_counts_the_bytes(way, moved, capsys):

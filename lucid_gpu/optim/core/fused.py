@@ -512,6 +512,21 @@ class FusedOptimizer(Optimizer):
         judging.require_valid(options)
         super().require_valid(options)
 
+    def _storage_of(self, group: Mapping[str, Any]) -> str:
+        dtypes = {
+            data.dtype for param in group["params"] if (data := numeric(param.data)) is not None
+        }
+        asked = storing.policy(group)
+        stored = [
+            storing.storage(self.rule, asked, dtype, dtype) for dtype in sorted(dtypes, key=str)
+        ]
+        told = [
+            f"{own.param} with master {own.master}, state {own.slots[0] if own.slots else 'none'}"
+            for own in stored
+            if not own.is_uniform
+        ]
+        return f", stored as {' and '.join(told)}" if told else ""
+
     def _refreshed(self, prepared: PreparedStep, keeps_tensors: bool = False) -> bool:
         is_placed_alike = prepared.is_hosted == (self.state_device is not None)
         return is_placed_alike and prepared.refresh(

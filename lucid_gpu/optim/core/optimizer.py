@@ -471,8 +471,12 @@ class Optimizer(Hooked, Placed):
                 # The repr of a live object may show what is secret.
                 shown = value if is_plain(value) else f"<{type(value).__name__}>"
                 lines.append(f"    {key}: {shown}")
-            lines.append(f"    {_describe_parameters(group)}")
+            lines.append(f"    {_describe_parameters(group)}{self._storage_of(group)}")
         return "\n".join([*lines, ")"])
+
+    def _storage_of(self, group: Mapping[str, Any]) -> str:  # noqa: ARG002 - a subclass tells
+        """Return, for ``repr``, what the arrays of a group are stored as."""
+        return ""
 
     def _lasting(self) -> dict[str, Any]:
         """Return the attributes that a copy takes along."""
