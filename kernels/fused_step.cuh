@@ -386,10 +386,14 @@ __device__ __forceinline__ void dispatch(const Argument<arrays>& argument, const
   First::template run<T, P, G>(argument, chunk, tensor, grad, row, factor);
 }
 
+// Blocks that a multiprocessor is to hold at least. Left to itself the compiler spills a register to
+// hold one block more.
+template <typename T> constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 1;
+
 // T computes; P and G are what parameter and gradient are stored as. The rules are the variants
 // that the step needs, all of one family with the same scalars and slots.
 template <typename T, typename P, typename G, class First, class... Others>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     fused_step(const __grid_constant__ Argument<kArrays<typename First::Rule, P>> argument) {
   const Chunk chunk = argument.chunks[blockIdx.x];
   // All under way before any is waited for.
