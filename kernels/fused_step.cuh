@@ -336,10 +336,14 @@ struct Step {
   }
 };
 
+template <typename S> constexpr bool kIsRounded = false;
+template <int number> constexpr bool kIsRounded<Rounded<number>> = true;
+
 // A rule, and what its slots are stored as.
 template <class R, typename... S>
 struct Stored {
   using Rule = R;
+  static constexpr bool rounds = (kIsRounded<S> || ...);
 
   template <typename T, typename P, typename G, int arrays>
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
@@ -386,14 +390,16 @@ __device__ __forceinline__ void dispatch(const Argument<arrays>& argument, const
   First::template run<T, P, G>(argument, chunk, tensor, grad, row, factor);
 }
 
-// Blocks that a multiprocessor is to hold at least. Left to itself the compiler spills a register to
-// hold one block more.
-template <typename T> constexpr int kBlocks = sizeof(T) == sizeof(float) ? 4 : 1;
+// Blocks that a multiprocessor is to hold at least: so many threads leave 64 registers for each. Left
+// to itself the compiler spills a register to hold one block more. Doubles and random bits take more.
+template <typename T, typename P, class Stored>
+constexpr int kBlocks =
+    sizeof(T) == sizeof(float) && !kIsRounded<P> && !Stored::rounds ? 1024 / kThreads : 1;
 
 // T computes; P and G are what parameter and gradient are stored as. The rules are the variants
 // that the step needs, all of one family with the same scalars and slots.
 template <typename T, typename P, typename G, class First, class... Others>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, P, First>)
     fused_step(const __grid_constant__ Argument<kArrays<typename First::Rule, P>> argument) {
   const Chunk chunk = argument.chunks[blockIdx.x];
   // All under way before any is waited for.

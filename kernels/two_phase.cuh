@@ -71,6 +71,7 @@ __device__ __forceinline__ void in_order(const Own& own, int count, unsigned ali
 template <class R, typename... S>
 struct Measuring {
   using Rule = R;
+  static constexpr bool rounds = Stored<R, S...>::rounds;
 
   template <typename T, typename P, typename G, int arrays>
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
@@ -89,6 +90,7 @@ struct Measuring {
 template <class R, typename... S>
 struct Finishing {
   using Rule = R;
+  static constexpr bool rounds = Stored<R, S...>::rounds;
 
   template <typename T, typename P, typename G, int arrays>
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
