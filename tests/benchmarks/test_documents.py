@@ -58,6 +58,8 @@ def test_there_are_tables_to_compare():
     assert {record.rpartition("-")[2] for record, _, _ in LINES} == {
         "step.json",
         "host.json",
+        "torch.json",
+        "mixed.json",
         "memory.json",
         "checkpoint.json",
     }

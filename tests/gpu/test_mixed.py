@@ -1,0 +1,78 @@
+"""Mixed precision on a GPU: the bits of the CPU, and no wait for skipped steps."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lucid_gpu import Parameter
+from lucid_gpu.amp import GradScaler, masters
+from lucid_gpu.device import transfer
+from lucid_gpu.execution import formats
+from lucid_gpu.optim import SGD, AdamW, NAdam
+
+pytestmark = pytest.mark.gpu
+BRIEF, HALF, SINGLE = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
+WAYS = [
+    (BRIEF, {}),
+    (HALF, {}),
+    (BRIEF, {"master": "split"}),
+    (BRIEF, {"master": "none"}),
+    (SINGLE, {"state_dtype": "bfloat16"}),
+    (BRIEF, {"master": "none", "state_dtype": "bfloat16"}),
+]
+SHAPES = [(5,), (3, 1367), (7, 9)]
+
+
+def rounded(values, dtype):
+    return formats.nearest(values, dtype) if dtype in formats.HALVES else values.astype(dtype)
+
+
+def train(device, kind, dtype, options, bad=()):
+    """Steps of a scaled, clipped optimizer; returns everything as bytes, and what was skipped."""
+    rng = np.random.default_rng(0)
+    params = [
+        Parameter(
+            rounded(rng.normal(size=s).astype(np.float32), dtype), name=f"p{i}", device=device
+        )
+        for i, s in enumerate(SHAPES)
+    ]
+    optimizer = kind([(p.name, p) for p in params], lr=0.01, max_norm=1.0, **options)
+    scaler = GradScaler(device, init_scale=8.0, growth_interval=3)
+    for step in range(8):
+        scaler.scale(1.0)
+        for param in params:
+            values = 8 * rng.normal(size=param.shape).astype(np.float32)
+            if step in bad:
+                values.reshape(-1)[0] = np.inf
+            param.grad = transfer.copy(rounded(values, dtype), device)
+        scaler.step(optimizer)
+        scaler.update()
+    state = optimizer.state_dict("cpu")["state"]
+    seen = {f"{i}.{k}": np.asarray(v).tobytes() for i, own in state.items() for k, v in own.items()}
+    seen |= {param.name: param.numpy().tobytes() for param in params}
+    seen |= {f"{n}!": transfer.to(v, "cpu").tobytes() for n, v in masters(optimizer).items()}
+    return seen, optimizer.skipped, scaler.get_scale()
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD, NAdam], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_scaled_clipped_and_skipped_steps_have_the_bits_of_the_cpu(kind, way):
+    dtype, options = WAYS[way]
+    expected = train("cpu", kind, dtype, options, bad=(2, 3, 6))
+    assert train("cuda:0", kind, dtype, options, bad=(2, 3, 6)) == expected
+
+
+def test_moving_to_the_host_and_back_changes_no_bit():
+    seen = []
+    for moves in (False, True):
+        param = Parameter(np.ones(300, BRIEF), device="cuda:0")
+        optimizer = AdamW([param], master="split")
+        for step in range(4):
+            param.grad = transfer.copy(np.full(300, 0.3, BRIEF), "cuda:0")
+            if moves and step == 2:
+                optimizer.offload()
+            optimizer.step()
+        seen.append(param.numpy().tobytes())
+    assert seen[0] == seen[1]
