@@ -336,9 +336,6 @@ struct Step {
   }
 };
 
-template <typename S> constexpr bool kIsRounded = false;
-template <int number> constexpr bool kIsRounded<Rounded<number>> = true;
-
 // A rule, and what its slots are stored as.
 template <class R, typename... S>
 struct Stored {

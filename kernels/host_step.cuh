@@ -130,9 +130,6 @@ inline void update(const Row<Rule, T>& row, T factor, int count, Param<P>& param
   }
 }
 
-template <typename S> constexpr bool kIsRounded = false;
-template <int number> constexpr bool kIsRounded<Rounded<number>> = true;
-
 template <class Rule, typename T>
 const Row<Rule, T>& row_of(const Argument& argument, const Chunk& chunk) {
   return static_cast<const Row<Rule, T>*>(argument.table)[argument.rows[chunk.tensor]];

@@ -7,6 +7,9 @@ struct Rounded {
   unsigned short bits;
 };
 
+template <typename S> constexpr bool kIsRounded = false;
+template <int number> constexpr bool kIsRounded<Rounded<number>> = true;
+
 // A parameter of 16 bits whose exact value is kept as a float beside it.
 template <typename H>
 struct Mastered {};

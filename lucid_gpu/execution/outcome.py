@@ -7,7 +7,7 @@ looks for it now and then and waits only when too many are under way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +80,25 @@ class Terms(NamedTuple):
     scale: Any = None
     found: Any = None
     heeds: bool = False
+
+
+def terms_of(groups: Sequence[Mapping[str, Any]]) -> Terms:
+    """Return by what the groups of an optimizer ask its steps to be judged.
+
+    Raises:
+        ValueError: they differ, though the norm is one of all gradients.
+    """
+    if not groups:
+        return Terms()
+    first = groups[0]
+    for option in ("max_norm", "skip_nonfinite"):
+        for number, group in enumerate(groups):
+            if group[option] != first[option]:
+                raise ValueError(
+                    f"{option} is {first[option]!r} in parameter group 0 and {group[option]!r} in "
+                    f"group {number}: gradients are measured together, so set it alike in all"
+                )
+    return Terms(first["max_norm"], first["skip_nonfinite"])
 
 
 class Handed(NamedTuple):

@@ -10,7 +10,6 @@ from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
 from lucid_gpu.execution.cuda_totals import FOLDS
 from lucid_gpu.execution.rule import BFLOAT16
-from lucid_gpu.optim.core.judging import terms_of
 
 if TYPE_CHECKING:
     from lucid_gpu.execution.rule import Rule, Storage
@@ -54,7 +53,7 @@ def described(name: str, step: PreparedStep) -> str:
 
 def _measuring_lines(step: PreparedStep) -> list[str]:
     """Return what is done with the norm of all gradients, if it is measured."""
-    terms = terms_of(step.inputs.groups)
+    terms = step.terms
     done = []
     if terms.max_norm is not None:
         done.append(f"clipped to the norm {terms.max_norm}")

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.execution.outcome import PLAIN, Outcome, Terms
+from lucid_gpu.execution.outcome import PLAIN, Outcome, Terms, terms_of
 from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
 from lucid_gpu.optim.core import checks, judging, storing
 from lucid_gpu.optim.core.explain import described
 from lucid_gpu.optim.core.groups import named
 from lucid_gpu.optim.core.inputs import Inputs
-from lucid_gpu.optim.core.judging import Judging, terms_of
+from lucid_gpu.optim.core.judging import Judging
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
 from lucid_gpu.optim.core.prepared import Choice, PreparedStep
@@ -298,7 +298,7 @@ class FusedOptimizer(Optimizer):
             self._is_recorded = True
             return
         prepared = self._current()
-        terms = self._terms()
+        terms = self._judged_by(prepared.terms)
         if terms is not None:
             self.state.expect_counts(self._judging.settle)
         if terms is None:
@@ -370,9 +370,12 @@ class FusedOptimizer(Optimizer):
         finally:
             self._scaling = None
 
-    def _terms(self) -> Terms | None:
-        """Return by what this step is judged; None if nothing is measured."""
-        own = terms_of(self.param_groups)
+    def _judged_by(self, own: Terms) -> Terms | None:
+        """Return by what this step is judged; None if nothing is measured.
+
+        Args:
+            own: what the groups ask for.
+        """
         if self._scaling is not None:
             return self._scaling._replace(max_norm=own.max_norm)
         return own if own.max_norm is not None or own.may_skip else None
@@ -566,7 +569,7 @@ class FusedOptimizer(Optimizer):
         self._prepared = None
 
     def _capture(self) -> None:
-        if self._terms() is not None:
+        if self._judged_by(terms_of(self.param_groups)) is not None:
             raise RuntimeError(
                 "a step that measures gradients, for max_norm, skip_nonfinite or a scaler, cannot "
                 "be recorded in a CUDA graph: capture forward and backward, and step outside"

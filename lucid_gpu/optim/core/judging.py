@@ -26,25 +26,6 @@ def require_valid(options: Mapping[str, Any]) -> None:
     checks.switches(options, "skip_nonfinite")
 
 
-def terms_of(groups: Sequence[Mapping[str, Any]]) -> Terms:
-    """Return by what the groups of an optimizer ask its steps to be judged.
-
-    Raises:
-        ValueError: they differ, though the norm is one of all gradients.
-    """
-    if not groups:
-        return Terms()
-    first = groups[0]
-    for option in ("max_norm", "skip_nonfinite"):
-        for number, group in enumerate(groups):
-            if group[option] != first[option]:
-                raise ValueError(
-                    f"{option} is {first[option]!r} in parameter group 0 and {group[option]!r} in "
-                    f"group {number}: gradients are measured together, so set it alike in all"
-                )
-    return Terms(first["max_norm"], first["skip_nonfinite"])
-
-
 class Judged(NamedTuple):
     """A step whose gradients are measured: its scalars, and what it is handed."""
 

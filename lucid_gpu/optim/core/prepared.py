@@ -13,7 +13,7 @@ from lucid_gpu.device import gradient_table, keep
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.execution.outcome import PLAIN, Handed
+from lucid_gpu.execution.outcome import PLAIN, Handed, terms_of
 from lucid_gpu.execution.plan import TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
@@ -136,6 +136,7 @@ class PreparedStep:
 
     Attributes:
         parts: one for each device and storage.
+        terms: by what the groups ask their steps to be judged.
         has_gradient: which of all parameters have a gradient.
         devices: those on which tensors step.
 
@@ -159,6 +160,7 @@ class PreparedStep:
         self._rule, self._state, self._host_memory = rule, state, host_memory
         self._choices = list(choices)
         self.inputs = inputs
+        self.terms = terms_of(inputs.groups)
         self.parts: list[Part] = []
         self._place: dict[int, tuple[Part, int]] = {}
         self._group_tensors()
@@ -236,6 +238,7 @@ class PreparedStep:
         if self.inputs.options_changed():
             if [choice_of(group) for group in groups] != self._choices:
                 return False
+            self.terms = terms_of(groups)
             self.inputs.accept_options()
         self._is_spoiled = True  # until what may raise below is done: then all is looked at anew
         self._keeps_tensors = keeps_tensors
