@@ -7,7 +7,6 @@ that it would have had. The array code runs on NumPy and CuPy alike.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import signal
@@ -342,19 +341,20 @@ def train(
     settings = {name: value for name, value in given.items() if value is not None}
     if resume and not Path(directory).is_dir():
         raise DemoError(f"{directory} does not exist: there is no run to resume")
-    with gpu.on(device_name), stop_requests() as stop, Checkpointer(directory) as checkpointer:
+    stops = (signal.SIGINT, signal.SIGTERM)
+    with gpu.on(device_name), Checkpointer(directory, save_on_signal=stops) as checkpointer:
         if resume:
             run = resumed(checkpointer, settings, device_name)
         elif checkpointer.steps():
             raise DemoError(f"{directory} holds a run: add --resume, or choose another directory")
         else:
             run = Run({**DEFAULTS, **settings}, device_name)
-        loop(run, checkpointer, stop)
+        loop(run, checkpointer)
     return run
 
 
-def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> None:
-    """Train until all epochs are done, or a signal arrives in ``stop``.
+def loop(run: Run, checkpointer: Checkpointer) -> None:
+    """Train until all epochs are done, or a signal asks to stop.
 
     Raises:
         DemoError: more is done already.
@@ -369,7 +369,7 @@ def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> No
         )
     with progress(run.step, total, run.summary()) as show:
         for indices in batches(len(train_set), run.settings["seed"], run.step):
-            if run.step >= total or stop:
+            if run.step >= total or checkpointer.interrupted_by:
                 break
             run.train_batch(train_set, indices)
             if run.step % epoch_length == 0:
@@ -378,7 +378,7 @@ def loop(run: Run, checkpointer: Checkpointer, stop: list[signal.Signals]) -> No
             show(run.step, run.summary())
     run.save(checkpointer)
     if run.step < total:
-        run.interrupted_by = stop[0]
+        run.interrupted_by = checkpointer.interrupted_by
 
 
 def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: str) -> Run:
@@ -422,30 +422,3 @@ def resumed(checkpointer: Checkpointer, settings: dict[str, Any], device_name: s
     run = Run({**saved, **settings}, device_name)
     run.restore(checkpointer, step)
     return run
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT (Ctrl-C) and SIGTERM in a list, for the loop to stop between two batches.
-
-    Only the first: another one takes its usual effect at once. Even then the newest checkpoint is
-    whole, because a checkpoint appears under its name only when it is complete.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    usual = {number: signal.getsignal(number) for number in numbers}
-    requests: list[signal.Signals] = []
-
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _frame: Any) -> None:
-        requests.append(signal.Signals(number))
-        restore()
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield requests
-    finally:
-        restore()
