@@ -6,7 +6,7 @@ parameters costs the GPU. A Parameter notes here what it is given, so that a ste
 
 from __future__ import annotations
 
-import threading
+import itertools
 from array import array
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import numpy as np
 from lucid_gpu.device.arrays import STRIDED, contiguity, is_cupy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
 ABSENT = 0
@@ -23,20 +25,25 @@ ABSENT = 0
 ON_HOST = 8
 """Stands for a NumPy array, of which the identity is noted."""
 
-_lock = threading.Lock()
+# Without a lock: a signal handler that makes parameters would wait for one that the code below it
+# holds, a forked child for one that a thread of its parent held. Arrays that grow in place, so that
+# a note cannot be written to one that was replaced: nothing here exports their memory.
 _free: list[int] = []
-# Arrays that grow in place, so that a note needs no lock: it cannot write to one that was replaced.
+_unused = itertools.count()
 _addresses = array("Q")
 _layouts = array("B")
 
 
 def enter() -> int:
     """Return a new entry, of a gradient that is absent."""
-    with _lock:
-        if not _free:
-            _grow()
+    try:
         entry = _free.pop()
-        _layouts[entry] = ABSENT
+    except IndexError:
+        entry = next(_unused)
+    for table in (_addresses, _layouts):
+        while len(table) <= entry:
+            table.frombytes(bytes(max(64, len(table)) * table.itemsize))
+    _layouts[entry] = ABSENT
     return entry
 
 
@@ -59,18 +66,24 @@ def note(entry: int, grad: Any) -> None:
         _layouts[entry] = ABSENT if grad is None else STRIDED
 
 
-def read(entries: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
-    """Return addresses and layouts of some entries."""
-    with _lock:  # an array that NumPy looks at cannot grow
+class Look:
+    """Some entries, to be read again and again.
+
+    Args:
+        entries: as :func:`enter` returned them.
+    """
+
+    def __init__(self, entries: Sequence[int]) -> None:
+        numbers = np.array(entries, np.intp)
+        first, last = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
+        self._span = slice(first, last + 1)
+        numbers -= first
+        are_neighbours = np.array_equal(numbers, np.arange(len(numbers)))
+        self._numbers = slice(None) if are_neighbours else numbers
+
+    def read(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+        """Return addresses and layouts."""
         return (
-            np.frombuffer(_addresses, np.uint64)[entries],
-            np.frombuffer(_layouts, np.uint8)[entries],
+            np.frombuffer(_addresses[self._span], np.uint64)[self._numbers],
+            np.frombuffer(_layouts[self._span], np.uint8)[self._numbers],
         )
-
-
-def _grow() -> None:
-    size = len(_layouts)
-    more = max(64, size)
-    _addresses.frombytes(bytes(more * _addresses.itemsize))
-    _layouts.frombytes(bytes(more))
-    _free.extend(range(size + more - 1, size - 1, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 from array import array
@@ -29,7 +30,7 @@ def eager_threads():
 
 def noted(param):
     """Return the address and layout that are noted for the gradient of one parameter."""
-    addresses, layouts = gradient_table.read(np.array([param.entry]))
+    addresses, layouts = gradient_table.Look([param.entry]).read()
     return addresses.item(), layouts.item()
 
 
@@ -62,85 +63,102 @@ def test_no_note_is_lost_while_other_threads_make_entries(eager_threads):
     with ThreadPoolExecutor(THREADS) as pool:
         params = [param for own in pool.map(work, range(THREADS)) for param in own]
     assert len({param.entry for param in params}) == len(params)
-    _, layouts = gradient_table.read(np.array([param.entry for param in params]))
+    _, layouts = gradient_table.Look([param.entry for param in params]).read()
     assert (layouts != gradient_table.ABSENT).all()
-
-
-class Watched:
-    """A lock that tells when a thread has to wait for it."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self.is_awaited = threading.Event()
-
-    def __enter__(self):
-        if not self._lock.acquire(blocking=False):
-            self.is_awaited.set()
-            self._lock.acquire()
-
-    def __exit__(self, *exception):
-        self._lock.release()
-
-
-class Meanwhile:
-    """Have another thread do something now, until it is done or waits for the lock."""
-
-    def __init__(self, lock, work):
-        self._lock, self._pool = lock, ThreadPoolExecutor(1)
-        self._work, self.future = work, None
-
-    def run(self):
-        if self.future is None:
-            self.future = self._pool.submit(self._work)
-            self.future.add_done_callback(lambda _: self._lock.is_awaited.set())
-            assert self._lock.is_awaited.wait(60)
-
-    def result(self):
-        result = self.future.result(60)
-        self._pool.shutdown()
-        return result
 
 
 @pytest.fixture
 def empty_table(monkeypatch):
-    """A table without entries, and its lock."""
-    monkeypatch.setattr(gradient_table, "_lock", Watched())
+    """A table without entries."""
+    monkeypatch.setattr(gradient_table, "_unused", itertools.count())
     monkeypatch.setattr(gradient_table, "_free", [])
     monkeypatch.setattr(gradient_table, "_addresses", array("Q"))
     monkeypatch.setattr(gradient_table, "_layouts", array("B"))
-    return gradient_table._lock
 
 
-def test_entries_are_made_while_another_thread_reads(empty_table):
-    entries = [gradient_table.enter()]
-    meanwhile = Meanwhile(empty_table, lambda: [gradient_table.enter() for _ in range(100)])
+def in_the_middle_of(call, work):
+    """Have ``work`` done at each line of the package that ``call`` runs, as by a signal handler."""
 
-    class Entries:
-        """Asked for its indices in the middle of a read."""
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != gradient_table.__file__:
+            return None
+        if event == "line":
+            sys.settrace(None)
+            work()
+            sys.settrace(trace)
+        return trace
 
-        def __array__(self, dtype=None, copy=None):
-            meanwhile.run()
-            return np.array(entries)
-
-    _, layouts = gradient_table.read(Entries())
-    entries += meanwhile.result()
-    assert layouts.tolist() == [gradient_table.ABSENT]
-    assert len(set(entries)) == 101
+    sys.settrace(trace)
+    try:
+        return call()
+    finally:
+        sys.settrace(None)
 
 
-def test_no_entry_is_made_twice_while_another_thread_makes_room(empty_table, monkeypatch):
-    meanwhile = Meanwhile(empty_table, lambda: [gradient_table.enter() for _ in range(100)])
+def in_another_thread(work):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result(60)
 
-    class Growing(array):
-        """Memory that takes its time to grow."""
 
-        def frombytes(self, data):
-            meanwhile.run()
-            super().frombytes(data)
+@pytest.mark.parametrize("where", [lambda work: work(), in_another_thread])
+def test_entries_are_made_in_the_middle_of_a_read(empty_table, where):
+    entries = [gradient_table.enter() for _ in range(3)]
+    look = gradient_table.Look(entries)
 
-    monkeypatch.setattr(gradient_table, "_addresses", Growing("Q"))
-    entries = [gradient_table.enter() for _ in range(100)]
-    assert len({*entries, *meanwhile.result()}) == 200
+    def make():
+        entries.extend(gradient_table.enter() for _ in range(100))
+
+    _, layouts = in_the_middle_of(look.read, lambda: where(make))
+    assert layouts.tolist() == [gradient_table.ABSENT] * 3
+    assert len(set(entries)) == len(entries) > 103
+
+
+@pytest.mark.parametrize("where", [lambda work: work(), in_another_thread])
+def test_no_entry_is_made_twice_while_room_is_made(empty_table, where):
+    others = []
+
+    def make():
+        others.extend(gradient_table.enter() for _ in range(100))
+
+    def make_in_the_middle():
+        return in_the_middle_of(gradient_table.enter, lambda: where(make))
+
+    entries = [make_in_the_middle() for _ in range(3)]
+    assert len({*entries, *others}) == len(entries) + len(others) > 300
+
+
+def test_an_interrupted_read_hinders_no_other(empty_table):
+    class Interrupt(KeyboardInterrupt):
+        pass
+
+    def interrupt():
+        nonlocal count
+        count -= 1
+        if count == 0:
+            raise Interrupt
+
+    look = gradient_table.Look([gradient_table.enter()])
+    for at in itertools.count(1):
+        count = at
+        try:
+            in_the_middle_of(look.read, interrupt)
+        except Interrupt:
+            gradient_table.enter()
+            look.read()
+        else:
+            break
+    assert at > 1
+
+
+def test_entries_are_read_in_the_order_that_is_asked_for(empty_table):
+    entries = [gradient_table.enter() for _ in range(6)]
+    grads = [np.zeros(2) for _ in range(6)]
+    for entry, grad in zip(entries, grads, strict=True):
+        gradient_table.note(entry, grad)
+    for order in ([], [3], [1, 2, 3], [4, 1, 5], [5, 4, 3], [2, 4]):
+        addresses, layouts = gradient_table.Look([entries[i] for i in order]).read()
+        assert addresses.tolist() == [id(grads[i]) for i in order]
+        assert layouts.tolist() == [gradient_table.ON_HOST] * len(order)
 
 
 def test_a_recycled_entry_has_no_gradient(device):

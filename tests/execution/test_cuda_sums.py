@@ -74,7 +74,7 @@ def test_gradients_that_are_noted_need_not_be_looked_at(accelerator, rng):
     params = [Parameter(rng.normal(size=size), device=accelerator) for size in (5, 7)]
     params[0].grad = params[0].data
     own = cuda_sums.CudaSums(accelerator, [5, 7], [np.dtype("f8")] * 2)
-    assert own.move(*gradient_table.read(np.array([param.entry for param in params])))
+    assert own.move(*gradient_table.Look([param.entry for param in params]).read())
     own.run()
     expected = oracle.tensor(params[0].numpy())
     assert host(own.sums).tolist() == [expected, 0.0]
@@ -85,7 +85,7 @@ def test_a_noted_gradient_that_is_not_contiguous_must_be_looked_at(accelerator):
     param = Parameter(data)
     param.grad = data
     own = cuda_sums.CudaSums(accelerator, [12], [np.dtype("f8")])
-    assert not own.move(*gradient_table.read(np.array([param.entry])))
+    assert not own.move(*gradient_table.Look([param.entry]).read())
     own.take([param.grad])
     own.run()
     assert host(own.total).tolist() == [12.0]
@@ -117,7 +117,8 @@ def test_new_layouts_are_brought_to_the_device(accelerator, rng):
     own = cuda_sums.CudaSums(accelerator, [24], [np.dtype("f8")])
     for width in range(1, 5):
         values = rng.normal(size=(24 // width, width))
-        own.take([place(values, accelerator, "strided").view])
+        grad = place(values, accelerator, "strided").view
+        own.take([grad])
         own.run()
         assert host(own.total).tolist() == [oracle.tensor(values)]
 

@@ -46,7 +46,7 @@ class Inputs:
         )
         self.are_own = self.tell_addresses = all(map(notes_changes, self.params))
         self._tensors = _Tensors(self.params)
-        self._entries = np.array([p.entry for p in self.params] if self.are_own else [], np.intp)
+        self._noted = gradient_table.Look([p.entry for p in self.params] if self.are_own else [])
         self._tokens = latest_changes()
         self._options = self._read_options()
         self.data = self._read_data()
@@ -117,7 +117,7 @@ class Inputs:
         Args:
             held: what :meth:`hold` returned.
         """
-        return gradient_table.read(self._entries)
+        return self._noted.read()
 
     def have_other_types(self) -> bool:
         """Say whether gradients are asked to have other dtypes than when this was made."""
