@@ -20,9 +20,7 @@ struct Argument {
   const void* table;         // of rows, or null
   unsigned long long seed;   // of stochastic rounding
   const Outcome* outcome;    // of the measured gradients, or null
-  double* sums;              // of each chunk, of the first kind; two_phase.cuh has those who sum
-  long long stride;          // from those of one kind to those of the next
-  const double* totals;      // of each tensor, all kinds
+  Folding folding;           // of what chunks measure; two_phase.cuh has those who do
   alignas(8) char carried[kCarriedBytes];
 
   template <class Row>

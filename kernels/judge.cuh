@@ -3,23 +3,22 @@
 #pragma once
 
 struct Judged {
-  const double* total;     // of the squares of all gradients, as they are
-  const long long* count;  // of elements that are not finite
-  const float* scale;      // by which the loss was multiplied; null for 1
-  int* found;              // set to 1 if elements are not finite, or null; read if `heeds` is
-  Outcome* outcome;
+  const float* scale;  // by which the loss was multiplied; null for 1
+  int* found;          // set to 1 if elements are not finite, or null; read if `heeds` is
+  Outcome* outcome;    // null where nothing is judged
   double max_norm;  // 0 for no bound
   int may_skip;
   int heeds;  // whether what was found before counts, too
 };
 
-// Run by one thread.
-__global__ void judge(const __grid_constant__ Judged judged) {
+// Writes what the squares of all gradients, as they are, add up to, and how many elements are not
+// finite. Run by one thread.
+__device__ inline void judge(const Judged& judged, double total, long long count) {
+  if (!judged.outcome) return;
   const double scale = judged.scale ? double(*judged.scale) : 1.0;
-  const long long count = *judged.count;
   const bool is_bad = count != 0 || (judged.heeds && *judged.found != 0);
   Outcome& outcome = *judged.outcome;
-  outcome.norm = sqrt(*judged.total) / scale;
+  outcome.norm = sqrt(total) / scale;
   outcome.factor = 1.0 / scale;
   if (judged.max_norm > 0) {
     const double bound = judged.max_norm / (outcome.norm + 1e-6);

@@ -8,16 +8,17 @@ struct Measured {
   const void* const* grads;  // of each tensor; null where there is none
   const int* layouts;        // of each tensor: 0 if contiguous, else the number of its axes from 1
   const Axes* axes;
-  double* sums;  // of each chunk
-  long long* counts;
+  Folding folding;
+  Judged judged;
 };
 
-struct Folded {
-  const double* sums;
-  const long long* counts;
-  const Range* ranges;  // what each block folds
-  double* to_sums;
-  long long* to_counts;
+struct Concluded {
+  const double* sums;       // of each tensor
+  const long long* counts;  // of each tensor, or null
+  long long tensors;
+  double* total;
+  long long* total_count;
+  Judged judged;
 };
 
 // A lane's part. The square of anything but a double is exact in double, where to multiply and add
@@ -36,20 +37,6 @@ struct Lane {
       sum = __fma_rn(double(x), double(x), sum);
   }
 };
-
-// Folds what the lanes of a block have; the result is the first lane's.
-template <typename S>
-__device__ __forceinline__ S folded(S own) {
-  __shared__ S lanes[kLanes];
-  lanes[threadIdx.x] = own;
-  __syncthreads();
-  if (threadIdx.x >= 32) return own;
-  const S* at = lanes + threadIdx.x;
-  own = ((at[0] + at[128]) + (at[64] + at[192])) + ((at[32] + at[160]) + (at[96] + at[224]));
-#pragma unroll
-  for (int half = 16; half; half /= 2) own += __shfl_down_sync(~0u, own, half);
-  return own;
-}
 
 template <typename G>
 struct Neighbours {
@@ -106,9 +93,10 @@ __device__ __forceinline__ void add(Lane& lane, const char* from, const Axes& ax
   }
 }
 
-// One block measures one chunk of gradients that are stored as G.
+// One block measures one chunk of gradients that are stored as G. The last of all blocks judges. Left
+// to itself the compiler spills a register to hold more than four blocks on a multiprocessor.
 template <typename G>
-__global__ void __launch_bounds__(kLanes) measure(const __grid_constant__ Measured argument) {
+__global__ void __launch_bounds__(kLanes, 4) measure(const __grid_constant__ Measured argument) {
   const Chunk chunk = argument.chunks[blockIdx.x];
   const void* grad = argument.grads[chunk.tensor];
   const int layout = argument.layouts[chunk.tensor];
@@ -117,29 +105,19 @@ __global__ void __launch_bounds__(kLanes) measure(const __grid_constant__ Measur
     add<G>(lane, static_cast<const char*>(grad), argument.axes[layout - 1], chunk);
   else if (grad)
     add(lane, static_cast<const G*>(grad) + chunk.start, chunk.count);
-  const double sum = folded(lane.sum);
-  const int count = __syncthreads_or(lane.nonfinite) ? folded(lane.nonfinite) : 0;
-  if (threadIdx.x == 0) {
-    argument.sums[blockIdx.x] = sum;
-    argument.counts[blockIdx.x] = count;
-  }
+  double sum[] = {folded(lane.sum)};
+  long long count = __syncthreads_or(lane.nonfinite) ? folded(lane.nonfinite) : 0;
+  if (fold_up(argument.folding, sum, count) && threadIdx.x == 0)
+    judge(argument.judged, sum[0], count);
 }
 
-// One block folds one range: the chunks of a page, the pages of a tensor, or the tensors.
-__global__ void __launch_bounds__(kLanes) fold(const __grid_constant__ Folded argument) {
-  const Range range = argument.ranges[blockIdx.x];
-  double sum = 0;
-  long long count = 0;
-  for (long long i = range.begin + threadIdx.x; i < range.end; i += kLanes) {
-    sum += argument.sums[i];
-    count += argument.counts[i];
-  }
-  if (range.end - range.begin > 1) {
-    sum = folded(sum);
-    count = folded(count);
-  }
-  if (threadIdx.x == 0) {
-    argument.to_sums[blockIdx.x] = sum;
-    argument.to_counts[blockIdx.x] = count;
-  }
+// One block folds the sums of tensors, where no last block does: of several devices, or of none.
+__global__ void __launch_bounds__(kLanes) conclude(const __grid_constant__ Concluded argument) {
+  const Node all{0, int(argument.tensors), 0, -1};
+  const double total = gathered(argument.sums, all);
+  const long long count = argument.counts ? gathered(argument.counts, all) : 0;
+  if (threadIdx.x != 0) return;
+  *argument.total = total;
+  if (argument.total_count) *argument.total_count = count;
+  judge(argument.judged, total, count);
 }

@@ -48,6 +48,23 @@ struct Outcome {
   }
 };
 
+// What is added up: of the chunks of a page, of the pages of a tensor, or of the tensors.
+struct Node {
+  int begin, end;  // the numbers of what it is the sum of
+  int awaited;     // how many of those are ever there
+  int parent;      // what it is a part of, or −1
+};
+
+// Sums as a tree, whose leaves are chunks; folding.cuh adds them up.
+struct Folding {
+  double* sums;       // of each node: chunks, pages, tensors, and perhaps of all
+  long long* counts;  // of each node, or null
+  const Node* nodes;
+  unsigned* arrived;  // how many of its parts each node has; 0 between launches
+  long long stride;   // from the sums of one kind to those of the next
+  long long first;    // the number of the chunk of the first block
+};
+
 // What a functor reads and writes of what it is given; a phase of a rule leaves some of it alone.
 template <class Rule> constexpr bool kReadsGrad = true;
 template <class Rule> constexpr bool kWritesParam = true;

@@ -6,9 +6,7 @@
 template <class Rule, typename T, typename P>
 struct StridedSums {
   StridedOf<Rule, T, P> tensor;
-  double* sums;          // of each chunk, of the first kind
-  long long stride;      // from those of one kind to those of the next
-  const double* totals;  // of each kind
+  Folding folding;
 };
 
 // One block measures one chunk.
@@ -25,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
         start + i / kNeighbours * kRound + int(threadIdx.x) * kNeighbours + i % kNeighbours;
     if (element < tensor.size) update<P, G, S...>(tensor, row, element);
   }
-  put_sums(lane, argument.sums + blockIdx.x, argument.stride);
+  put_sums(lane, argument.folding);
 }
 
 template <typename T, typename P, typename G, class Rule, typename... S>
@@ -34,7 +32,9 @@ __global__ void __launch_bounds__(kThreads)
   const auto& tensor = argument.tensor;
   const long long index = (long long)(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= tensor.size) return;
-  const T size = tensor.row.rule.finish(argument.totals);
+  double total[Rule::sums];
+  get_totals(total, argument.folding, 0);
+  const T size = tensor.row.rule.finish(total);
   const Row<Second<Rule, T>, T> row{tensor.row.frame, {tensor.row.rule, size}, tensor.row.steps};
   update<P, G, S...>(tensor, row, index);
 }

@@ -33,8 +33,3 @@ struct Axes {
     return place;
   }
 };
-
-// Results from one to another.
-struct Range {
-  long long begin, end;
-};

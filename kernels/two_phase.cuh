@@ -1,7 +1,7 @@
 // Rules of two phases: the first measures each tensor, the second moves it by what came out.
 //
-// Between them, the sums of chunks are folded in the order of sums.cuh. `slots_move_first` of a
-// functor says which phase changes the slots: the first, whose `measure` reads the gradient, and the
+// The last block of a tensor folds its sums, in the order of sums.cuh. `slots_move_first` of a functor
+// says which phase changes the slots: the first, whose `measure` reads the gradient, and the
 // second reads no gradient; or the second, and the first reads no slots.
 #pragma once
 
@@ -40,16 +40,25 @@ template <class R, typename T> constexpr bool kWritesSlots<First<R, T>> = R::slo
 template <class R, typename T> constexpr bool kReadsGrad<Second<R, T>> = !R::slots_move_first;
 template <class R, typename T> constexpr bool kWritesSlots<Second<R, T>> = !R::slots_move_first;
 
-// What lanes have of each kind, folded to the sums of a chunk.
+// Folds what the lanes of a block have of each kind: to the sums of its chunk, and of whatever is
+// complete with it.
 template <int kinds>
-__device__ __forceinline__ void put_sums(const double (&lane)[kinds], double* sums,
-                                         long long stride) {
+__device__ __forceinline__ void put_sums(const double (&lane)[kinds], const Folding& folding) {
+  double sum[kinds];
 #pragma unroll
-  for (int k = 0; k < kinds; ++k) {
-    const double sum = folded(lane[k]);
-    if (threadIdx.x == 0) sums[k * stride] = sum;
-    __syncthreads();  // until the first warp is done with the lanes
-  }
+  for (int k = 0; k < kinds; ++k) sum[k] = folded(lane[k]);
+  long long none = 0;
+  fold_up(folding, sum, none);
+}
+
+// Takes the sums of the tensor that the chunk of a block is a part of.
+template <int kinds>
+__device__ __forceinline__ void get_totals(double (&total)[kinds], const Folding& folding,
+                                           int block) {
+  const int page = folding.nodes[folding.first + block].parent;
+  const double* const sums = folding.sums + folding.nodes[page].parent;
+#pragma unroll
+  for (int k = 0; k < kinds; ++k) total[k] = sums[k * folding.stride];
 }
 
 // Lanes take their neighbours in the order of sums.cuh, wherever arrays begin.
@@ -83,7 +92,7 @@ struct Measuring {
     const auto step =
         Stored<R, S...>::template at<T, P, G>(first, factor, argument, chunk, tensor, grad);
     in_order(step, chunk.count, step.aligned(0));
-    put_sums(lane, argument.sums + blockIdx.x, argument.stride);
+    put_sums(lane, argument.folding);
   }
 };
 
@@ -97,7 +106,9 @@ struct Finishing {
                                              const Tensor<arrays>& tensor, const void* grad, int row,
                                              T factor) {
     const auto own = argument.template row<Row<R, T>>(row);
-    const T size = own.rule.finish(argument.totals + (long long)(chunk.tensor) * R::sums);
+    double total[R::sums];
+    get_totals(total, argument.folding, blockIdx.x);
+    const T size = own.rule.finish(total);
     const Row<Second<R, T>, T> second{own.frame, {own.rule, size}, own.steps};
     Stored<R, S...>::template at<T, P, G>(second, factor, argument, chunk, tensor, grad)
         .run(chunk.count);

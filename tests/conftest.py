@@ -84,7 +84,7 @@ def _kernels_are_compiled_together() -> None:
         COMPILER.expect(strided.source(rule.rule), nvrtc.entries(single))
     dtypes = [sums_oracle.dtype(name) for name in sums_oracle.DTYPES]
     measures = map(cuda_sums.kernel_name, dtypes)
-    COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "fold"]))
+    COMPILER.expect(cuda_sums.source(), nvrtc.entries([*measures, "conclude"]))
     changes = itertools.starmap(cuda_sums.change_name, itertools.product(cuda_sums.CHANGES, dtypes))
     COMPILER.expect(cuda_sums.change_source(), nvrtc.entries(changes))
 

@@ -221,8 +221,8 @@ class FusedLaunch:
         self._totals: Totals | None = None
         if tensors.rule.sums:
             self._finishing = _compiled(*of, phase=1)
-            self._totals = Totals(use, self._sizes(tensors), self._owners(), len(tensors.rule.sums))
-            self._totals.put_into(self._argument)
+            self._totals = Totals(use, self._sizes(tensors), len(tensors.rule.sums))
+            self._argument["folding"] = self._totals.folding
         self._make_table(1)
 
     def _make_plan(self, tensors: TensorGroup) -> Plan:
@@ -234,11 +234,6 @@ class FusedLaunch:
     def _sizes(self, tensors: TensorGroup) -> list[int]:
         """Return how many elements each tensor has of which a total is taken."""
         return [param.size for param in tensors.params]
-
-    def _owners(self) -> npt.NDArray[np.intp]:
-        """Return the position among them of the tensor that each record is a part of."""
-        assert self._plan is not None
-        return np.arange(len(self._plan.tensors))
 
     def _make_table(self, rows: int) -> None:
         """Make the table of what changes from step to step, with room for so many rows."""
@@ -367,7 +362,6 @@ class FusedLaunch:
             return
         self._sweep(self._kernel, stream)
         if self._totals is not None:
-            self._totals.fold(stream)
             self._sweep(self._finishing, stream)
 
     def _sweep(self, kernel: Any, stream: Any) -> None:
@@ -377,7 +371,7 @@ class FusedLaunch:
 
 def source(rule: Rule) -> str:
     """Return the text that has the kernels of a rule."""
-    return step_source(rule.kernel, "fused_step", *phased(rule, "sums", "measure", "two_phase"))
+    return step_source(rule.kernel, "fused_step", *phased(rule, "sums", "folding", "two_phase"))
 
 
 def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...], phase: int = 0) -> Any:

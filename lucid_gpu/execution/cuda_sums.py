@@ -14,15 +14,26 @@ from lucid_gpu.device.gradient_table import ABSENT
 from lucid_gpu.device.keep import MadeOn, Use
 from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import sums
+from lucid_gpu.execution.plan import FOLDING
 from lucid_gpu.execution.sources import joined
 
+JUDGED = np.dtype(
+    [(name, "u8") for name in ("scale", "found", "outcome")]
+    + [("max_norm", "f8"), ("may_skip", "i4"), ("heeds", "i4")]
+)
+"""What an outcome is worked out from: ``Judged`` of ``kernels/judge.cuh``."""
+
 MEASURED = np.dtype(
-    [(name, "u8") for name in ("chunks", "grads", "layouts", "axes", "sums", "counts")]
+    [(name, "u8") for name in ("chunks", "grads", "layouts", "axes")]
+    + [("folding", FOLDING), ("judged", JUDGED)]
 )
 """What chunks are measured with: ``Measured`` of ``kernels/measure.cuh``."""
 
-FOLDED = np.dtype([(name, "u8") for name in ("sums", "counts", "ranges", "to_sums", "to_counts")])
-"""What their results are folded with: ``Folded``."""
+CONCLUDED = np.dtype(
+    [(name, "u8") for name in ("sums", "counts", "tensors", "total", "total_count")]
+    + [("judged", JUDGED)]
+)
+"""What sums of tensors are folded with where no chunk is measured: ``Concluded``."""
 
 CHANGED = np.dtype(
     [(name, "u8") for name in ("chunks", "grads", "layouts", "axes", "factor")] + [("number", "f8")]
@@ -44,8 +55,8 @@ class _Run(NamedTuple):
 class CudaSums:
     """Sums of squares of CuPy arrays of one device, and counts of elements that are not finite.
 
-    A run is a launch for each dtype and three that fold, on the stream that is current then. It
-    allocates nothing and never waits; what comes out is for whoever reads it on that stream.
+    A run is a launch for each dtype, of which the last block folds, on the stream that is current
+    then. It allocates nothing and never waits; what comes out is for whoever reads it there.
 
     Args:
         home: the device.
@@ -73,28 +84,21 @@ class CudaSums:
         self._layouts = sums.Layouts()
         with gpu.on(home):
             cp = gpu.cupy()
-            levels = [len(plan.chunks), len(plan.pages), len(sizes), 1]
-            ends = np.cumsum(levels)
-            own_sums, own_counts = cp.zeros(ends[-1]), cp.zeros(ends[-1], np.int64)
-            total = np.array([[0, len(sizes)]], np.int64)
-            ranges = cp.array(np.concatenate([plan.pages, plan.tensors, total]))
-            chunks = cp.array(plan.chunks.view(np.uint8))
-            self._memory = own_sums, own_counts, ranges, chunks
+            nodes = plan.nodes(has_total=True)
+            own_sums, own_counts = cp.zeros(len(nodes)), cp.zeros(len(nodes), np.int64)
+            arrived = cp.zeros(len(nodes), np.uint32)
+            tree, chunks = (cp.array(own.view(np.uint8)) for own in (nodes, plan.chunks))
+            self._memory = own_sums, own_counts, arrived, tree, chunks
             self._use.keep(self, self._memory)
-            self.sums, self.counts = own_sums[ends[1] : ends[2]], own_counts[ends[1] : ends[2]]
-            self.total, self.total_count = own_sums[ends[2] :], own_counts[ends[2] :]
+            of_tensors = slice(len(nodes) - 1 - len(sizes), len(nodes) - 1)
+            self.sums, self.counts = own_sums[of_tensors], own_counts[of_tensors]
+            self.total, self.total_count = own_sums[-1:], own_counts[-1:]
             self._table = StagedTable(12 * len(sizes), self._use)
             self._grads = self._table.host[: 8 * len(sizes)].view(np.uint64)
             self._numbers = self._table.host[8 * len(sizes) :].view(np.int32)
             self._axes: StagedTable | None = None
             self._records = self._layouts.records
             self._runs = [self._run(*run) for run in plan.runs if run[1] < run[2]]
-            self._folds = [
-                self._fold(int(ends[level]), levels[level + 1], levels[level])
-                for level in range(3)
-                if levels[level + 1]
-            ]
-            self._kernel = kernels.kernel(source(), "fold")
         self._has_moved = True
 
     def take(self, grads: Sequence[Any]) -> None:
@@ -114,11 +118,15 @@ class CudaSums:
         self._set(np.where(is_absent, np.uint64(0), addresses), np.zeros(len(layouts), np.int32))
         return True
 
-    def run(self) -> None:
-        """Measure the gradients that were taken."""
+    def run(self, judged: np.ndarray[Any, Any] | None = None) -> None:
+        """Measure the gradients that were taken.
+
+        Args:
+            judged: a record of :data:`JUDGED` by which the last block judges; None for none.
+        """
         with gpu.on(self._home):
             self.upload()
-            self._launch(self._use.stream())
+            self._launch(self._use.stream(), judged)
 
     def upload(self) -> None:
         """Bring to the device where gradients lie, as far as that changed since it was brought."""
@@ -129,13 +137,13 @@ class CudaSums:
                 self._table.upload(0, len(self._table.host), self._use.stream())
                 self._has_moved = False
 
-    def capture(self) -> None:
+    def capture(self, judged: np.ndarray[Any, Any] | None = None) -> None:
         """Record a run in the graph that the current stream records, after :meth:`upload`.
 
         A replay measures the gradients that were brought last, in the layouts of the capture.
         """
         with gpu.on(self._home):
-            self._launch(self._use.stream())
+            self._launch(self._use.stream(), judged)
 
     def change(self, how: str, number: Any) -> None:
         """Change the gradients that were taken, in place.
@@ -177,40 +185,29 @@ class CudaSums:
 
     def _run(self, dtype: np.dtype[Any], begin: int, end: int) -> _Run:
         """Return the launch that measures the chunks of a dtype."""
-        own_sums, own_counts, _, chunks = self._memory
+        own_sums, own_counts, arrived, tree, chunks = self._memory
         argument = np.zeros((), MEASURED)
         table = self._table.device.data.ptr
         argument["chunks"] = chunks.data.ptr + begin * self._plan.chunks.itemsize
         argument["grads"] = table
         argument["layouts"] = table + self._grads.nbytes
-        argument["sums"] = own_sums.data.ptr + begin * own_sums.itemsize
-        argument["counts"] = own_counts.data.ptr + begin * own_counts.itemsize
+        places = [own.data.ptr for own in (own_sums, own_counts, tree, arrived)]
+        argument["folding"] = (*places, len(own_sums), begin)
         kernel = kernels.kernel(source(), kernel_name(dtype))
         return _Run(dtype, argument, kernel, end - begin)
 
-    def _fold(self, end: int, blocks: int, values: int) -> tuple[Any, int]:
-        """Return what values up to some end are folded with, and by how many blocks."""
-        own_sums, own_counts, ranges, _ = self._memory
-        argument = np.zeros((), FOLDED)
-        start, chunks = end - values, len(self._plan.chunks)
-        argument["sums"] = own_sums.data.ptr + start * own_sums.itemsize
-        argument["counts"] = own_counts.data.ptr + start * own_counts.itemsize
-        argument["ranges"] = ranges.data.ptr + (end - chunks) * 2 * ranges.itemsize
-        argument["to_sums"] = own_sums.data.ptr + end * own_sums.itemsize
-        argument["to_counts"] = own_counts.data.ptr + end * own_counts.itemsize
-        return argument.view(f"V{FOLDED.itemsize}"), blocks
-
-    def _launch(self, stream: Any) -> None:
+    def _launch(self, stream: Any, judged: np.ndarray[Any, Any] | None) -> None:
         for run in self._runs:
+            run.argument["judged"] = np.zeros((), JUDGED) if judged is None else judged
             by_value = run.argument.view(f"V{MEASURED.itemsize}")
             run.kernel((run.blocks,), (sums.LANES,), (by_value,), stream=stream)
-        for by_value, blocks in self._folds:
-            self._kernel((blocks,), (sums.LANES,), (by_value,), stream=stream)
+        if judged is not None and not self._runs:
+            conclude(self.sums, self.counts, (self.total, self.total_count), judged, stream)
 
 
 def source() -> str:
     """Return the text that has the kernels."""
-    return joined("rule", "half", "sums", "measure")
+    return joined("rule", "half", "judge", "sums", "folding", "measure")
 
 
 def kernel_name(dtype: np.dtype[Any]) -> str:
@@ -229,16 +226,37 @@ def change_name(how: str, dtype: np.dtype[Any]) -> str:
     return f"change<{CHANGES[how]}<{own}>, {own}>"
 
 
+def conclude(
+    values: Any,
+    counts: Any,
+    into: tuple[Any, Any],
+    judged: np.ndarray[Any, Any] | None,
+    stream: Any,
+) -> None:
+    """Fold the sums of tensors, on the current device, in a launch of one block.
+
+    Args:
+        values: a sum for each tensor.
+        counts: of elements that are not finite, of each tensor; None for none.
+        into: arrays of one element each for the sum and, unless that is None, the count.
+        judged: a record of :data:`JUDGED` by which they are judged; None for none.
+        stream: the stream of the launch; None for the current one.
+    """
+    total, total_count = into
+    argument = np.zeros((), CONCLUDED)
+    argument["sums"], argument["tensors"] = values.data.ptr, len(values)
+    argument["counts"] = 0 if counts is None else counts.data.ptr
+    argument["total"] = total.data.ptr
+    argument["total_count"] = 0 if total_count is None else total_count.data.ptr
+    if judged is not None:
+        argument["judged"] = judged
+    by_value = argument.view(f"V{CONCLUDED.itemsize}")
+    kernels.kernel(source(), "conclude")((1,), (sums.LANES,), (by_value,), stream=stream)
+
+
 def total_of(values: Any, home: str) -> Any:
     """Return the sums of tensors, on a device, folded to one: an array of one element there."""
     with gpu.on(home):
-        cp = gpu.cupy()
-        counts, total = cp.zeros(len(values) + 1, np.int64), cp.zeros(1)
-        ranges = cp.array(np.array([[0, len(values)]], np.int64))
-        argument = np.zeros((), FOLDED)
-        argument["sums"], argument["counts"] = values.data.ptr, counts.data.ptr
-        argument["ranges"], argument["to_sums"] = ranges.data.ptr, total.data.ptr
-        argument["to_counts"] = counts.data.ptr + len(values) * counts.itemsize
-        by_value = argument.view(f"V{FOLDED.itemsize}")
-        kernels.kernel(source(), "fold")((1,), (sums.LANES,), (by_value,))
+        total = gpu.cupy().zeros(1)
+        conclude(values, None, (total, None), None, None)
     return total

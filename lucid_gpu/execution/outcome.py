@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gpu, kernels, transfer
+from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.keep import MadeOn, Use
 from lucid_gpu.execution.cpu_sums import CpuSums
-from lucid_gpu.execution.cuda_sums import CudaSums
+from lucid_gpu.execution.cuda_sums import JUDGED, CudaSums
 from lucid_gpu.execution.sources import joined
 
 RECORD = np.dtype(
@@ -31,12 +31,6 @@ RECORD = np.dtype(
     ]
 )
 """What a device knows of the last step: ``Outcome`` of ``kernels/rule.cuh``."""
-
-JUDGED = np.dtype(
-    [(name, "u8") for name in ("total", "count", "scale", "found", "outcome")]
-    + [("max_norm", "f8"), ("may_skip", "i4"), ("heeds", "i4")]
-)
-"""What it is worked out from: ``Judged`` of ``kernels/judge.cuh``."""
 
 WINDOW = 16
 """How many outcomes may be unknown to the host before it waits for the first of them."""
@@ -191,7 +185,6 @@ class CudaOutcomes:
             self._copies = transfer.pinned((WINDOW, RECORD.itemsize), np.uint8)
             self._use.keep(self, self._copies, is_pinned=True)
             self._events = [cp.cuda.Event(disable_timing=True) for _ in range(WINDOW)]
-            self._kernel = kernels.kernel(source(), "judge")
         self._waiting: deque[tuple[int, bool]] = deque()
         self._turn = 0
         self.latest: Outcome | None = None
@@ -226,18 +219,15 @@ class CudaOutcomes:
 
     def judge(self, terms: Terms) -> None:
         """Measure the gradients that were taken, and have their outcome written."""
-        argument = np.zeros((), JUDGED)
-        argument["total"] = self.sums.total.data.ptr
-        argument["count"] = self.sums.total_count.data.ptr
-        argument["scale"] = 0 if terms.scale is None else terms.scale.data.ptr
-        argument["found"] = 0 if terms.found is None else terms.found.data.ptr
-        argument["outcome"] = self._record.data.ptr
-        argument["max_norm"] = terms.max_norm or 0.0
-        argument["may_skip"], argument["heeds"] = terms.may_skip, terms.heeds
-        self.sums.run()
+        judged = np.zeros((), JUDGED)
+        judged["scale"] = 0 if terms.scale is None else terms.scale.data.ptr
+        judged["found"] = 0 if terms.found is None else terms.found.data.ptr
+        judged["outcome"] = self._record.data.ptr
+        judged["max_norm"] = terms.max_norm or 0.0
+        judged["may_skip"], judged["heeds"] = terms.may_skip, terms.heeds
         with gpu.on(self._home):
-            stream = self._use.stream()
-            self._kernel((1,), (1,), (argument.view(f"V{JUDGED.itemsize}"),), stream=stream)
+            self._use.stream()
+            self.sums.run(judged)
 
     def send(self, may_skip: bool) -> None:
         """Have the outcome of the step that was launched copied to the host."""
@@ -284,5 +274,5 @@ class CudaOutcomes:
 
 
 def source() -> str:
-    """Return the text of the kernels that judge gradients and adjust scales."""
+    """Return the text of the kernel that adjusts scales."""
     return joined("half", "rule", "judge")

@@ -35,6 +35,12 @@ CARRIED_BYTES = 2816
 
 CHUNK = np.dtype([("start", "i8"), ("tensor", "i4"), ("count", "i4")])
 
+FOLDING = np.dtype(
+    [(name, "u8") for name in ("sums", "counts", "nodes", "arrived")]
+    + [("stride", "i8"), ("first", "i8")]
+)
+"""What sums of chunks are folded with: ``Folding`` of ``kernels/rule.cuh``."""
+
 ARGUMENT = np.dtype(
     [
         ("chunks", "u8"),
@@ -44,9 +50,7 @@ ARGUMENT = np.dtype(
         ("table", "u8"),
         ("seed", "u8"),
         ("outcome", "u8"),
-        ("sums", "u8"),
-        ("stride", "i8"),
-        ("totals", "u8"),
+        ("folding", FOLDING),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )

@@ -121,12 +121,8 @@ class _StreamedLaunch(FusedLaunch):
         owners = np.unique(self._tensor).tolist()
         return [tensors.params[owner].size for owner in owners]
 
-    def _owners(self) -> npt.NDArray[np.intp]:
-        return np.unique(self._tensor, return_inverse=True)[1]
-
     def _sweep(self, kernel: Any, stream: Any) -> None:
         """Launch all windows, without waiting for one."""
-        sums = self._argument["sums"].copy()
         for window, copies, first, blocks in self._visits:
             self._up.wait_event(window.emptied)
             for copy in copies:
@@ -134,15 +130,13 @@ class _StreamedLaunch(FusedLaunch):
             window.filled.record(self._up)
             stream.wait_event(window.filled)
             self._argument["chunks"] = self._chunks.data.ptr + first * _plan.CHUNK.itemsize
-            if sums:
-                self._argument["sums"] = sums + np.uint64(first * sums.itemsize)
+            self._argument["folding"]["first"] = first
             kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
             window.updated.record(stream)
             self._down.wait_event(window.updated)
             for copy in copies:
                 copy.device.copy_to_host_async(copy.host, copy.nbytes, self._down)
             window.emptied.record(self._down)
-        self._argument["sums"] = sums
 
     def arrive(self) -> None:
         """Wait until every window is back on the host."""

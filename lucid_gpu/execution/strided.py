@@ -119,15 +119,14 @@ class _PhasedLaunch(_Launch):
     def __init__(self, tensors: TensorGroup, tensor: int, use: Use) -> None:
         super().__init__(tensors, tensor, use)
         size = tensors.params[tensor].size
-        self._totals = Totals(use, [size], np.zeros(1, np.intp), len(tensors.rule.sums))
-        self._totals.put_into(self._whole)
+        self._totals = Totals(use, [size], len(tensors.rule.sums))
+        self._whole["folding"] = self._totals.folding
         self._by_value = self._whole.view(f"V{self._whole.itemsize}")
         self._chunks = -(-size // CHUNK_ELEMENTS)
 
     def _launch(self, blocks: int) -> None:
         measure, finish = self._kernels
         measure((self._chunks,), (THREADS,), (self._by_value,))
-        self._totals.fold(None)
         finish((blocks,), (THREADS,), (self._by_value,))
 
 
@@ -151,8 +150,7 @@ def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
 
 def sums_record(tensor: np.dtype[Any]) -> np.dtype[Any]:
     """Return the record type of ``StridedSums`` for one of ``StridedTensor``."""
-    fields = [("tensor", tensor), ("sums", "u8"), ("stride", "i8"), ("totals", "u8")]
-    return np.dtype(fields, align=True)
+    return np.dtype([("tensor", tensor), ("folding", _plan.FOLDING)], align=True)
 
 
 def kernel_name(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> str:
@@ -165,7 +163,7 @@ def kernel_name(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> s
 
 def source(rule: Rule) -> str:
     """Return the text that has the kernels of a rule."""
-    own = phased(rule, "sums", "measure", "two_phase"), phased(rule, "strided_two_phase")
+    own = phased(rule, "sums", "folding", "two_phase"), phased(rule, "strided_two_phase")
     return step_source(rule.kernel, "fused_step", *own[0], "strided_step", *own[1])
 
 

@@ -36,6 +36,9 @@ MOST_LAYOUTS = 1024
 AXES = np.dtype([("rank", "i8"), ("extent", "i8", (MOST_AXES,)), ("stride", "i8", (MOST_AXES,))])
 """How a tensor is walked that is not contiguous: ``Axes``."""
 
+NODE = np.dtype([(name, "i4") for name in ("begin", "end", "awaited", "parent")])
+"""What is folded to one value: ``Node`` of ``kernels/rule.cuh``."""
+
 TYPES = {"float32": "float", "float64": "double", "float16": "Float16", "bfloat16": "BFloat16"}
 """The dtypes that gradients may have, by name, and how kernels call them."""
 
@@ -63,6 +66,36 @@ class SumPlan(NamedTuple):
     runs: list[tuple[np.dtype[Any], int, int]]
     pages: Ranges
     tensors: Ranges
+
+    def nodes(self, has_total: bool = False) -> np.ndarray[Any, Any]:
+        """Return the tree of what is folded to what: chunks, then pages, tensors, and the total.
+
+        Args:
+            has_total: whether tensors are folded, too. Those without elements are zeros that nobody
+                waits for.
+
+        Example:
+            >>> plan_sums([5000, 0], [np.dtype("f4")] * 2).nodes(has_total=True).tolist()
+            ... # doctest: +NORMALIZE_WHITESPACE
+            [(0, 0, 0, 2), (0, 0, 0, 2), (0, 2, 2, 3), (2, 3, 1, 5), (3, 3, 0, 5), (3, 5, 1, -1)]
+        """
+        folds = [np.zeros((len(self.chunks), 2), np.int64), self.pages, self.tensors]
+        if has_total:
+            folds.append(np.array([[0, len(self.tensors)]], np.int64))
+        starts = np.cumsum([0, *map(len, folds)])
+        nodes = np.zeros(int(starts[-1]), NODE)
+        nodes["parent"] = -1
+        for level, ranges in enumerate(folds[1:], 1):
+            begin, end = (ranges + starts[level - 1]).T
+            own = nodes[starts[level] : starts[level + 1]]
+            own["begin"], own["end"], own["awaited"] = begin, end, end - begin
+            parts = np.repeat(begin, end - begin) + _within(end - begin)
+            nodes["parent"][parts] = np.repeat(
+                np.arange(starts[level], starts[level + 1]), end - begin
+            )
+        if has_total:
+            nodes["awaited"][-1] = np.count_nonzero(np.diff(self.tensors))
+        return nodes
 
 
 def plan_sums(sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> SumPlan:
@@ -207,6 +240,11 @@ def _is_aligned(grad: Any) -> bool:
 def _consecutive(counts: npt.NDArray[np.int64]) -> Ranges:
     ends = np.cumsum(counts)
     return np.stack([ends - counts, ends], axis=1)
+
+
+def _within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return 0, 1, … below each of the counts, one after the other."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _owners(ranges: Ranges) -> npt.NDArray[np.intp]:

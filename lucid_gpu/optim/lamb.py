@@ -35,8 +35,8 @@ class LAMB(FusedOptimizer):
     State: ``step`` (int), ``exp_avg`` (m) and ``exp_avg_sq`` (v), each of the shape of its
     parameter.
 
-    A step is four launches for each GPU and dtype: one over all elements that changes the moments
-    and measures, two that add up what it measured, and one that moves the parameters.
+    A step is two launches for each GPU and dtype: one that changes the moments and measures, and
+    one that moves the parameters.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of any shape.

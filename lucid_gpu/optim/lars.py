@@ -31,8 +31,8 @@ class LARS(FusedOptimizer):
     State: ``step`` (int) and, with momentum, ``momentum_buffer`` (b), of the shape of its
     parameter.
 
-    A step is four launches for each GPU and dtype: one over all elements that measures, two that
-    add up what it measured, and one that moves the parameters.
+    A step is two launches for each GPU and dtype: one that measures, and one that moves the
+    parameters.
 
     Args:
         params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of any shape.

@@ -5,10 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -58,6 +62,15 @@ static T __ldcg(const T* from) {
 template <typename T>
 static void __stcg(T* to, T value) {
   __stcs(to, value);
+}
+
+// One block runs after the other: what it wrote is there for the next.
+static inline void __threadfence() {}
+
+static inline unsigned atomicInc(unsigned* at, unsigned most) {
+  const unsigned before = *at;
+  *at = before >= most ? 0 : before + 1;
+  return before;
 }
 
 static inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
@@ -167,13 +180,23 @@ static T __shfl_down_sync(unsigned, T own, int delta) {
 
 namespace emulation {
 
+// Blocks in their order, or shuffled by a seed of the environment.
+inline std::vector<unsigned> order(unsigned grid) {
+  std::vector<unsigned> blocks(grid);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  if (const char* seed = std::getenv("EMULATION_BLOCK_ORDER"))
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(std::atoi(seed)));
+  return blocks;
+}
+
 template <typename... Args, std::size_t... index>
 long long launch(void (*kernel)(Args...), unsigned grid, unsigned block, void** args,
                  std::index_sequence<index...>) {
   misaligned = false;
   vectors = 0;
   const auto thread = [&] { kernel(*static_cast<Args*>(args[index])...); };
-  for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
+  for (const unsigned number : order(grid)) {
+    blockIdx.x = number;
 #ifdef EMULATION_THREADS_WAIT
     if (!emulation::block().run(block, thread)) return -2;
 #else

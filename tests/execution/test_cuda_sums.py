@@ -6,12 +6,13 @@ import gc
 import weakref
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter
 from lucid_gpu.device import gpu, gradient_table, keep, staged
-from lucid_gpu.execution import cuda_sums, sums
+from lucid_gpu.execution import cuda_sums, plan, sums
 from tests.emulation.machine import Record
 from tests.execution import sums_oracle as oracle
 from tests.execution.claims import compiles_text, layout_claims
@@ -91,11 +92,44 @@ def test_a_noted_gradient_that_is_not_contiguous_must_be_looked_at(accelerator):
     assert host(own.total).tolist() == [12.0]
 
 
-def test_a_run_is_a_launch_for_each_dtype_and_three_to_fold(emulated, rng):
+def test_a_run_is_a_launch_for_each_dtype(emulated, rng):
     own = measured(oracle.arrays(rng, "cuda:0"), "cuda:0")
     emulated.record = Record()
     own.run()
-    assert len(emulated.record.launches) == 4 + 3
+    assert len(emulated.record.launches) == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whichever_block_comes_last_folds_to_the_same_bits(seed, emulated, rng, monkeypatch):
+    large = rng.normal(size=4096 * 258 + 5).astype("float32")
+    grads = [*oracle.arrays(rng, "cuda:0"), *on_device([large], "cuda:0")]
+    own = measured(grads, "cuda:0")
+    expected = oracle.results(own, host)
+    monkeypatch.setenv("EMULATION_BLOCK_ORDER", str(seed))
+    own._runs.reverse()
+    for number, size in enumerate(oracle.sizes(grads)):
+        own.sums[number] = own.counts[number] = -1 if size else 0
+    own.total[...] = own.total_count[...] = -1
+    own.run()
+    assert oracle.results(own, host) == expected
+
+
+def test_each_run_folds_anew(accelerator, rng):
+    arrays = rng.normal(size=(4, 2, 4096 * 3 + 1))
+    own = measured(on_device(arrays[0], accelerator), accelerator)
+    for grads in arrays[1:]:
+        taken = on_device(grads, accelerator)
+        own.take(taken)
+        own.run()
+        assert oracle.results(own, host) == oracle.described(grads, host)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [0, 0]])
+def test_gradients_without_elements_add_up_to_nothing_without_a_launch(sizes, emulated):
+    emulated.record = Record()
+    own = measured([gpu.cupy().zeros(size) for size in sizes], "cuda:0")
+    assert (host(own.total).tolist(), host(own.total_count).tolist()) == ([0.0], [0])
+    assert emulated.record.launches == []
 
 
 def test_later_runs_neither_allocate_nor_wait_and_copy_only_what_moved(emulated):
@@ -162,9 +196,11 @@ def test_what_another_stream_has_yet_to_read_is_kept(emulated):
 def test_records_lie_as_the_structs_of_the_kernels():
     claims = [
         *layout_claims(cuda_sums.MEASURED, "Measured"),
-        *layout_claims(cuda_sums.FOLDED, "Folded"),
+        *layout_claims(cuda_sums.CONCLUDED, "Concluded"),
+        *layout_claims(plan.FOLDING, "Folding"),
+        *layout_claims(cuda_sums.JUDGED, "Judged"),
+        *layout_claims(sums.NODE, "Node"),
         *layout_claims(sums.AXES, "Axes"),
-        "sizeof(Range) == 16",
     ]
     compiles_text(cuda_sums.source(), claims)
     compiles_text(cuda_sums.change_source(), layout_claims(cuda_sums.CHANGED, "Changed"))

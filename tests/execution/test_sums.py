@@ -47,6 +47,18 @@ def test_a_page_has_256_chunks():
     assert plan.tensors.tolist() == [[0, 2], [2, 3], [3, 4]]
 
 
+@given(sizes=st.lists(st.integers(0, 3).map(lambda chunks: chunks * 4096 * 100), max_size=9))
+def test_every_node_awaits_the_parts_that_name_it_and_are_told_of(sizes):
+    plan = sums.plan_sums(sizes, [F4, F8, F4, F4, F8, F4, F4, F4, F4][: len(sizes)])
+    nodes = plan.nodes(has_total=True)
+    assert nodes["parent"][-1] == -1
+    told = (np.arange(len(nodes)) < len(plan.chunks)) | (nodes["awaited"] > 0)
+    for number, (begin, end, awaited, _) in enumerate(nodes.tolist()):
+        parts = np.flatnonzero(nodes["parent"] == number)
+        assert parts.tolist() == list(range(begin, end))
+        assert awaited == np.count_nonzero(told[parts])
+
+
 @given(data=st.data())
 def test_axes_walk_an_array_in_its_c_order(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 4), max_size=4)))

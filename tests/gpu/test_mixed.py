@@ -9,8 +9,8 @@ import pytest
 from lucid_gpu import Parameter
 from lucid_gpu.amp import GradScaler, masters
 from lucid_gpu.device import transfer
-from lucid_gpu.execution import formats
-from lucid_gpu.optim import SGD, AdamW, NAdam
+from lucid_gpu.execution import cpu_sums, cuda_sums, formats
+from lucid_gpu.optim import LAMB, LARS, SGD, AdamW, NAdam
 
 pytestmark = pytest.mark.gpu
 BRIEF, HALF, SINGLE = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
@@ -76,3 +76,37 @@ def test_moving_to_the_host_and_back_changes_no_bit():
             optimizer.step()
         seen.append(param.numpy().tobytes())
     assert seen[0] == seen[1]
+
+
+def test_sums_that_many_blocks_fold_at_once_never_lack_a_part():
+    """Whichever comes last finds what all others wrote: a hundred times, with counters as left."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=size).astype(np.float32) for size in (1 << 23, 5, 4097, 1 << 22)]
+    here = cpu_sums.CpuSums([a.size for a in arrays], [SINGLE] * 4)
+    here.take(arrays)
+    here.run()
+    there = cuda_sums.CudaSums("cuda:0", [a.size for a in arrays], [SINGLE] * 4)
+    there.take([transfer.copy(own, "cuda:0") for own in arrays])
+    for _ in range(100):
+        there.sums[...] = -1
+        there.total[...] = -1
+        there.run()
+        np.testing.assert_array_equal(transfer.to(there.sums, "cpu"), here.sums)
+        np.testing.assert_array_equal(transfer.to(there.total, "cpu"), here.total)
+
+
+@pytest.mark.parametrize("kind", [LAMB, LARS], ids=lambda kind: kind.__name__)
+def test_norms_that_many_blocks_fold_at_once_are_those_of_the_cpu(kind):
+    rng = np.random.default_rng(1)
+    shapes, results = [(1 << 22,), (7,), (300, 1000)], []
+    values = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    grads = [[rng.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(20)]
+    for device in ("cuda:0", "cpu"):
+        params = [Parameter(own.copy(), device=device) for own in values]
+        optimizer = kind(params, lr=0.1)
+        for own in grads:
+            for param, grad in zip(params, own, strict=True):
+                param.grad = transfer.copy(grad, device)
+            optimizer.step()
+        results.append([param.numpy().tobytes() for param in params])
+    assert results[0] == results[1]

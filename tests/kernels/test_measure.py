@@ -21,7 +21,7 @@ every_architecture = pytest.mark.parametrize("architecture", architectures(3))
 
 @cache
 def built(architecture):
-    return compile_kernels(cuda_sums.source(), [*KINDS, "fold"], architecture)
+    return compile_kernels(cuda_sums.source(), [*KINDS, "conclude"], architecture)
 
 
 @cache
@@ -49,7 +49,7 @@ def test_four_neighbours_are_loaded_at_once(dtype, architecture):
 def test_only_what_is_exact_is_multiplied_and_added_at_once(architecture):
     kernels = built(architecture)
     assert "fma" not in kernels[cuda_sums.kernel_name(np.dtype(np.float64))].ptx
-    assert "fma" not in kernels["fold"].ptx
+    assert "fma" not in kernels["conclude"].ptx
 
 
 @every_architecture

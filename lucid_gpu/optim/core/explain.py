@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
 from lucid_gpu.execution import cpu, plan, streamed
-from lucid_gpu.execution.cuda_totals import FOLDS
 from lucid_gpu.execution.rule import BFLOAT16
 
 if TYPE_CHECKING:
@@ -109,8 +108,8 @@ def _part_lines(step: PreparedStep, part: Part, stepping: list[_Stepping]) -> li
     for (variant, frame), count in Counter(_kind(step, rule, each) for each in tensors).items():
         lines += _variant_lines(part, variant, frame, count, is_hosted)
     if strided:
-        number = "1 launch" if not rule.sums else f"{2 + FOLDS} launches"
-        cost = "updated along their strides" if part.device == "cpu" else f"{number} each"
+        launches = _launches(len(plan.phases(rule)))
+        cost = "updated along their strides" if part.device == "cpu" else f"{launches} each"
         if is_hosted:
             cost += ", and the host waits for each"
         lines.append(f"  {len(strided)} tensors are not contiguous, {cost}:")
@@ -150,16 +149,16 @@ def _launch_line(rule: Rule, part: Part, dense: list[Tensor], is_hosted: bool) -
     names = [plan.kernel_name(rule, kinds, part.group.storage, phase) for phase in range(phases)]
     name = " and ".join(names) if chunks else "nothing to do"
     if is_hosted and any(tensor.used for tensor in part.tensors):
-        number = "1 launch" if phases == 1 else f"{phases} launches"
-        launches = f"{number} for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
-        launches += f" and {FOLDS} that add up sums" if rule.sums else ""
+        launches = f"{_launches(phases)} for each {streamed.WINDOW_BYTES >> 20} MiB of slots"
     elif chunks:
-        launches = f"1 launch of {chunks:,} blocks"
-        if rule.sums:
-            launches = f"{phases} launches of {chunks:,} blocks and {FOLDS} that add up sums"
+        launches = f"{_launches(phases)} of {chunks:,} blocks"
     else:
         launches = "no launch"
     return f"  {launches} for {len(dense)} contiguous tensors: {name}"
+
+
+def _launches(count: int) -> str:
+    return "1 launch" if count == 1 else f"{count} launches"
 
 
 def _kind(step: PreparedStep, rule: Rule, tensor: Tensor) -> tuple[Any, str]:

@@ -18,6 +18,7 @@ from lucid_gpu.execution.outcome import WINDOW
 from lucid_gpu.gradients import clip_grad_norm_
 from lucid_gpu.optim import SGD, Adam, AdamW, NAdam
 from tests import rules
+from tests.emulation.machine import Record
 
 DEVICES = ["cpu", "cuda:0"]
 every_device = pytest.mark.parametrize("device", DEVICES)
@@ -320,3 +321,23 @@ def test_explain_tells_that_gradients_are_measured(device, capsys):
     assert (
         "gradients are measured first: clipped to the norm 1.0, skipped" in capsys.readouterr().out
     )
+
+
+def test_a_measured_step_is_a_launch_for_each_dtype_and_one_for_each_storage(emulated):
+    params = [*parameters("cuda:0"), *parameters("cuda:0", np.float64)]
+    optimizer = Adam(params, max_norm=1.0, skip_nonfinite=True)
+    for step in range(2):
+        set_gradients(params, step)
+        emulated.record = Record()
+        optimizer.step()
+    assert len(emulated.record.launches) == 2 + 2
+
+
+@every_device
+def test_a_step_of_no_elements_is_judged(device):
+    param = Parameter(np.zeros(0, np.float32), device=device)
+    param.grad = transfer.copy(np.zeros(0, np.float32), device)
+    optimizer = SGD([param], lr=1.0, max_norm=1.0)
+    optimizer.step()
+    assert optimizer.skipped == 0
+    assert optimizer.last == (0.0, 1.0, 0, False, 1.0)

@@ -1,0 +1,66 @@
+// Sums of chunks folded by the very blocks that made them: the last one of a page folds the page, the
+// last page of a tensor the tensor, and so on. Which block that is changes no bit: each node is added
+// in the order of sums.cuh from what its parts left in memory.
+#pragma once
+
+// Folds what the lanes of a block have; the result is the first lane's.
+template <typename S>
+__device__ __forceinline__ S folded(S own) {
+  __shared__ S lanes[kLanes];
+  __syncthreads();  // until the first warp is done with what was folded before
+  lanes[threadIdx.x] = own;
+  __syncthreads();
+  if (threadIdx.x >= 32) return own;
+  const S* at = lanes + threadIdx.x;
+  own = ((at[0] + at[128]) + (at[64] + at[192])) + ((at[32] + at[160]) + (at[96] + at[224]));
+#pragma unroll
+  for (int half = 16; half; half /= 2) own += __shfl_down_sync(~0u, own, half);
+  return own;
+}
+
+// What the parts of a node add up to, for the first lane. They were written by other blocks, so that
+// a multiprocessor's own cache may have older ones.
+template <typename S>
+__device__ __forceinline__ S gathered(const S* values, const Node& node) {
+  S own = 0;
+#pragma unroll 1
+  for (int i = node.begin + int(threadIdx.x); i < node.end; i += kLanes) own += __ldcg(values + i);
+  return folded(own);
+}
+
+// Says whether all others have been here before. Then whatever their first threads wrote ahead of it
+// is there to be read: each releases it and acquires what those before have released. The counter
+// begins anew with the last.
+__device__ __forceinline__ bool is_last(unsigned* arrived, int awaited) {
+  int last = 0;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicInc(arrived, unsigned(awaited) - 1) == unsigned(awaited) - 1;
+    __threadfence();
+  }
+  return __syncthreads_or(last);
+}
+
+// Leaves what the first thread has of a block's chunk, and folds each node that is complete with it.
+// True if the last one is, of which the first thread then has the sums.
+template <int kinds>
+__device__ __forceinline__ bool fold_up(const Folding& folding, double (&sum)[kinds],
+                                        long long& count) {
+  int place = int(folding.first + blockIdx.x);
+#pragma unroll 1
+  for (;;) {
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int k = 0; k < kinds; ++k) folding.sums[k * folding.stride + place] = sum[k];
+      if (folding.counts) folding.counts[place] = count;
+    }
+    place = folding.nodes[place].parent;
+    if (place < 0) return true;
+    const Node node = folding.nodes[place];
+    if (node.end - node.begin == 1) continue;
+    if (!is_last(folding.arrived + place, node.awaited)) return false;
+#pragma unroll
+    for (int k = 0; k < kinds; ++k) sum[k] = gathered(folding.sums + k * folding.stride, node);
+    if (folding.counts) count = gathered(folding.counts, node);
+  }
+}
