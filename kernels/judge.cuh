@@ -3,8 +3,8 @@
 #pragma once
 
 struct Judged {
-  const double* total;     // of the squares of all gradients, as they are
-  const long long* count;  // of elements that are not finite
+  const double* total;     // of the squares of all gradients, as they are; null if not measured
+  const long long* count;  // of elements that are not finite, likewise
   const float* scale;      // by which the loss was multiplied; null for 1
   int* found;              // set to 1 if elements are not finite, or null; read if `heeds` is
   Outcome* outcome;
@@ -16,10 +16,11 @@ struct Judged {
 // Run by one thread.
 __global__ void judge(const __grid_constant__ Judged judged) {
   const double scale = judged.scale ? double(*judged.scale) : 1.0;
-  const long long count = *judged.count;
-  const bool is_bad = count != 0 || (judged.heeds && *judged.found != 0);
+  const long long count = judged.count ? *judged.count : -1;
+  // What PyTorch has found is a float, whose bits are 0 if it is.
+  const bool is_bad = count > 0 || (judged.heeds && *judged.found != 0);
   Outcome& outcome = *judged.outcome;
-  outcome.norm = sqrt(*judged.total) / scale;
+  outcome.norm = judged.total ? sqrt(*judged.total) / scale : nan("");
   outcome.factor = 1.0 / scale;
   if (judged.max_norm > 0) {
     const double bound = judged.max_norm / (outcome.norm + 1e-6);
@@ -30,7 +31,7 @@ __global__ void judge(const __grid_constant__ Judged judged) {
   outcome.scale = float(scale);
   outcome.skipped = judged.may_skip && is_bad;
   outcome.skips += outcome.skipped;
-  if (judged.found && count != 0) *judged.found = 1;
+  if (judged.found && count > 0) *judged.found = 1;
 }
 
 struct Adjusted {
