@@ -12,11 +12,12 @@ struct Judged {
 };
 
 // Writes what the squares of all gradients, as they are, add up to, and how many elements are not
-// finite. Run by one thread.
+// finite: NaN and -1 if they were not measured. Run by one thread.
 __device__ inline void judge(const Judged& judged, double total, long long count) {
   if (!judged.outcome) return;
   const double scale = judged.scale ? double(*judged.scale) : 1.0;
-  const bool is_bad = count != 0 || (judged.heeds && *judged.found != 0);
+  // What PyTorch has found is a float, whose bits are 0 if it is.
+  const bool is_bad = count > 0 || (judged.heeds && *judged.found != 0);
   Outcome& outcome = *judged.outcome;
   outcome.norm = sqrt(total) / scale;
   outcome.factor = 1.0 / scale;
@@ -29,7 +30,7 @@ __device__ inline void judge(const Judged& judged, double total, long long count
   outcome.scale = float(scale);
   outcome.skipped = judged.may_skip && is_bad;
   outcome.skips += outcome.skipped;
-  if (judged.found && count != 0) *judged.found = 1;
+  if (judged.found && count > 0) *judged.found = 1;
 }
 
 struct Adjusted {

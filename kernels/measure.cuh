@@ -13,7 +13,7 @@ struct Measured {
 };
 
 struct Concluded {
-  const double* sums;       // of each tensor
+  const double* sums;       // of each tensor; null if they were not measured
   const long long* counts;  // of each tensor, or null
   long long tensors;
   double* total;
@@ -111,8 +111,13 @@ __global__ void __launch_bounds__(kLanes, 4) measure(const __grid_constant__ Mea
     judge(argument.judged, sum[0], count);
 }
 
-// One block folds the sums of tensors, where no last block does: of several devices, or of none.
+// One block folds the sums of tensors, where no last block does: of several devices, or of none; or
+// it only judges, without sums.
 __global__ void __launch_bounds__(kLanes) conclude(const __grid_constant__ Concluded argument) {
+  if (!argument.sums) {
+    if (threadIdx.x == 0) judge(argument.judged, nan(""), -1);
+    return;
+  }
   const Node all{0, int(argument.tensors), 0, -1};
   const double total = gathered(argument.sums, all);
   const long long count = argument.counts ? gathered(argument.counts, all) : 0;

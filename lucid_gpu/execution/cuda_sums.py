@@ -254,6 +254,14 @@ def conclude(
     kernels.kernel(source(), "conclude")((1,), (sums.LANES,), (by_value,), stream=stream)
 
 
+def judge(judged: np.ndarray[Any, Any], stream: Any) -> None:
+    """Judge gradients that were not measured, on the current device."""
+    argument = np.zeros((), CONCLUDED)
+    argument["judged"] = judged
+    by_value = argument.view(f"V{CONCLUDED.itemsize}")
+    kernels.kernel(source(), "conclude")((1,), (sums.LANES,), (by_value,), stream=stream)
+
+
 def total_of(values: Any, home: str) -> Any:
     """Return the sums of tensors, on a device, folded to one: an array of one element there."""
     with gpu.on(home):

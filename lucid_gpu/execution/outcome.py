@@ -6,8 +6,10 @@ looks for it now and then and waits only when too many are under way.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.keep import MadeOn, Use
+from lucid_gpu.execution import cuda_sums
 from lucid_gpu.execution.cpu_sums import CpuSums
 from lucid_gpu.execution.cuda_sums import JUDGED, CudaSums
 from lucid_gpu.execution.sources import joined
@@ -43,9 +46,10 @@ class Outcome(NamedTuple):
     """What the gradients of a step amounted to.
 
     Attributes:
-        norm: the 2-norm of all gradients of the optimizer, divided by the scale.
+        norm: the 2-norm of all gradients of the optimizer, divided by the scale; NaN if it was not
+            measured, because a scaler of PyTorch had looked at the gradients.
         factor: what each gradient was multiplied by: 1 / scale, less if it was clipped.
-        nonfinite: how many elements of gradients are infinite or NaN.
+        nonfinite: how many elements of gradients are infinite or NaN; −1 if they were not counted.
         skipped: whether the step was skipped, because some were.
         scale: of the loss; 1 without a scaler.
     """
@@ -64,9 +68,12 @@ class Terms(NamedTuple):
         max_norm: the bound of the norm, or None.
         may_skip: whether a step with gradients that are not finite is skipped.
         scale: a float32 array of one element on the device of the gradients, by which the loss was
-            multiplied; or None.
-        found: an int32 there that notes whether elements were not finite; or None.
+            multiplied; or None. On a GPU, its address will do.
+        found: an int32 there that notes whether elements were not finite; or None. If the gradients
+            are checked, it may be a float32.
         heeds: whether a step is skipped for what that noted before.
+        are_checked: whether that is all there is to know of elements that are not finite, so that
+            gradients are measured for ``max_norm`` alone.
     """
 
     max_norm: float | None = None
@@ -74,6 +81,12 @@ class Terms(NamedTuple):
     scale: Any = None
     found: Any = None
     heeds: bool = False
+    are_checked: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Whether gradients have to be measured."""
+        return self.max_norm is not None or not self.are_checked
 
 
 def terms_of(groups: Sequence[Mapping[str, Any]]) -> Terms:
@@ -116,11 +129,11 @@ PLAIN = Handed()
 
 
 def judged(total: float, count: int, terms: Terms) -> Outcome:
-    """Return the outcome of measured gradients.
+    """Return the outcome of gradients.
 
     Args:
-        total: the canonical sum of squares.
-        count: of elements that are not finite.
+        total: the canonical sum of squares; NaN if they were not measured.
+        count: of elements that are not finite; −1 likewise.
         terms: by which they are judged.
     """
     scale = 1.0 if terms.scale is None else float(terms.scale[0])
@@ -130,8 +143,8 @@ def judged(total: float, count: int, terms: Terms) -> Outcome:
         if terms.max_norm is not None:
             bound = terms.max_norm / (norm + EPSILON)
             factor = factor * (1.0 if bound > 1.0 else bound)
-    is_bad = count != 0 or (terms.heeds and terms.found is not None and bool(terms.found[0]))
-    if terms.found is not None and count:
+    is_bad = count > 0 or (terms.heeds and terms.found is not None and bool(terms.found[0]))
+    if terms.found is not None and count > 0:
         terms.found[...] = 1
     return Outcome(float(norm), float(factor), count, terms.may_skip and is_bad, scale)
 
@@ -142,14 +155,26 @@ class CpuOutcomes:
     Args:
         sizes: how many elements each gradient has.
         dtypes: of each.
+
+    Attributes:
+        have_measured: whether the last gradients were measured.
     """
 
     def __init__(self, sizes: Sequence[int], dtypes: Sequence[np.dtype[Any]]) -> None:
         self.sums = CpuSums(sizes, dtypes)
+        self.have_measured = False
 
-    def judge(self, grads: Sequence[Any], terms: Terms) -> Outcome:
-        """Measure gradients, None for those that are absent, and return what they amount to."""
-        self.sums.take(grads)
+    def judge(self, grads: Callable[[], Sequence[Any]], terms: Terms) -> Outcome:
+        """Return what gradients amount to.
+
+        Args:
+            grads: returns them, None for those that are absent.
+            terms: by which they are judged.
+        """
+        self.have_measured = terms.measures
+        if not terms.measures:
+            return judged(math.nan, -1, terms)
+        self.sums.take(grads())
         self.sums.run()
         return judged(float(self.sums.total[0]), int(self.sums.total_count[0]), terms)
 
@@ -166,6 +191,7 @@ class CudaOutcomes:
     Attributes:
         latest: the last one that has arrived, or None.
         known_skips: how many skipped steps the host knows of.
+        have_measured: whether the last gradients were measured.
     """
 
     def __init__(
@@ -177,7 +203,7 @@ class CudaOutcomes:
     ) -> None:
         self._home = home
         self._use = Use(home, made)
-        self.sums = CudaSums(home, sizes, dtypes, made)
+        self._measured = home, sizes, dtypes, made
         with gpu.on(home):
             cp = gpu.cupy()
             self._record = cp.zeros(RECORD.itemsize, np.uint8)
@@ -189,6 +215,12 @@ class CudaOutcomes:
         self._turn = 0
         self.latest: Outcome | None = None
         self.known_skips = 0
+        self.have_measured = False
+
+    @cached_property
+    def sums(self) -> CudaSums:
+        """What measures gradients, made when they are first measured."""
+        return CudaSums(*self._measured)
 
     @property
     def address(self) -> int:
@@ -218,16 +250,19 @@ class CudaOutcomes:
         return self.sums.move(*noted)
 
     def judge(self, terms: Terms) -> None:
-        """Measure the gradients that were taken, and have their outcome written."""
+        """Measure the gradients that were taken, if terms ask for it, and write their outcome."""
         judged = np.zeros((), JUDGED)
-        judged["scale"] = 0 if terms.scale is None else terms.scale.data.ptr
-        judged["found"] = 0 if terms.found is None else terms.found.data.ptr
+        judged["scale"], judged["found"] = _place(terms.scale), _place(terms.found)
         judged["outcome"] = self._record.data.ptr
         judged["max_norm"] = terms.max_norm or 0.0
         judged["may_skip"], judged["heeds"] = terms.may_skip, terms.heeds
+        self.have_measured = terms.measures
         with gpu.on(self._home):
-            self._use.stream()
-            self.sums.run(judged)
+            stream = self._use.stream()
+            if terms.measures:
+                self.sums.run(judged)
+            else:
+                cuda_sums.judge(judged, stream)
 
     def send(self, may_skip: bool) -> None:
         """Have the outcome of the step that was launched copied to the host."""
@@ -271,6 +306,13 @@ class CudaOutcomes:
         norm, factor, nonfinite, skipped, scale = (record[name].item() for name in names)
         self.latest = Outcome(norm, factor, nonfinite, bool(skipped), scale)
         self.known_skips += int(skipped)
+
+
+def _place(array: Any) -> int:
+    """Return the address of an array of a GPU, which may be given by it; 0 for None."""
+    if array is None or isinstance(array, int):
+        return array or 0
+    return int(array.data.ptr)
 
 
 def source() -> str:

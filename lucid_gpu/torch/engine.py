@@ -56,12 +56,29 @@ class Engine(FusedOptimizer):
                     )
         return _Inputs(groups, list(self.defaults), self.state)
 
-    def go(self) -> None:
-        """Take, or record, a step on the current streams of PyTorch."""
+    def go(self, scale: Any = None, found: Any = None) -> None:
+        """Take, or record, a step on the current streams of PyTorch.
+
+        Args:
+            scale: a tensor of one element by which gradients are divided, or None.
+            found: one that is not 0 if the step is to be skipped, or None.
+
+        Raises:
+            TypeError: one of them is no tensor.
+            ValueError: one of them has not one element.
+        """
         self.require_ready()
         devices = self.cuda_devices()
         with streams(devices) if devices else contextlib.nullcontext():
-            self.advance()
+            if scale is None and found is None:
+                self.advance()
+                return
+            home = min(devices, default="cpu")
+            # They are launched on before PyTorch can reuse their memory, which follows the stream.
+            scale, found = _single("grad_scale", scale, home), _single("found_inf", found, home)
+            places = _handed(scale, home), _handed(found, home)
+            with self.scaled_by(*places, heeds=found is not None, are_checked=found is not None):
+                self.advance()
 
     def cuda_devices(self) -> set[str]:
         """Return the GPUs on which parameters are."""
@@ -112,6 +129,28 @@ class _Inputs(TorchInputs):
             shape=param.shape,
             stride=param.stride(),
         )
+
+
+def _single(name: str, value: Any, home: str) -> torch.Tensor | None:
+    """Return a tensor of one float32 on a device, as a scaler of PyTorch hands it to a step."""
+    if value is None:
+        return None
+    if isinstance(value, int | float):  # a scaler has found 0 where there are no gradients
+        return torch.tensor(float(value), device=home)
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of one element, not a {type(value).__name__}")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must have one element, not {value.numel()}")
+    if torch_tensors.home(value) == home and value.dtype is torch.float32:
+        return value.detach()
+    return value.detach().to(home, torch.float32)
+
+
+def _handed(value: torch.Tensor | None, home: str) -> Any:
+    """Return a tensor by its address if it is on a GPU, as an array on the CPU."""
+    if value is None:
+        return None
+    return value.numpy().reshape(1) if home == "cpu" else value.data_ptr()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from lucid_gpu.device import torch_tensors
 from lucid_gpu.device.arrays import as_array, is_array
+from lucid_gpu.execution.outcome import Outcome
 from lucid_gpu.torch import options as spelling
 from lucid_gpu.torch.engine import Engine, streams
 from lucid_gpu.torch.state import TorchState, as_saved, loaded, to_save
@@ -26,9 +27,13 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         engine_class: what steps.
         state: a mapping from parameter to its slots: tensors, of the memory of PyTorch's allocator,
             and numbers such as ``step``, which :meth:`state_dict` gives as a tensor.
+        grad_scale: if set, a tensor of one element: a step divides the gradients by it.
+        found_inf: if set, likewise: a step is skipped if it is not 0. Both are set, and deleted
+            after the step, by ``torch.amp.GradScaler``, which then does not wait for the device.
     """
 
     engine_class: ClassVar[type[Engine]]
+    _step_supports_amp_scaling = True
     _engine: Engine
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
@@ -77,8 +82,28 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         self._follow_groups()
-        self._engine.go()
+        self._engine.go(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
+
+    @property
+    def last(self) -> Outcome | None:
+        """What the gradients of a step amounted to: the latest that is known, without a wait.
+
+        None before the first step with ``max_norm``, ``skip_nonfinite`` or a scaler.
+        """
+        return self._engine.last
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped since this optimizer was made; waits for a GPU to know."""
+        return self._engine.skipped
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Return of each parameter what the last measured step saw; waits for a GPU to know.
+
+        As :meth:`lucid_gpu.optim.FusedOptimizer.report` does.
+        """
+        return self._engine.report()
 
     def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its scalars to the device, before a CUDA graph is replayed.

@@ -353,7 +353,9 @@ class FusedOptimizer(Optimizer):
         }
 
     @contextlib.contextmanager
-    def scaled_by(self, scale: Any, found: Any, heeds: bool) -> Iterator[None]:
+    def scaled_by(
+        self, scale: Any, found: Any, heeds: bool, are_checked: bool = False
+    ) -> Iterator[None]:
         """Have steps inside a ``with`` block unscale gradients, and skip those that are not finite.
 
         For scalers of the loss, such as :class:`lucid_gpu.amp.GradScaler`.
@@ -361,10 +363,14 @@ class FusedOptimizer(Optimizer):
         Args:
             scale: by which the loss was multiplied: a float32 array of one element on the device
                 of the parameters, or None if gradients are unscaled already.
-            found: an int32 array of one element there, set to 1 if elements are not finite.
+            found: an int32 array of one element there, set to 1 if elements are not finite; or
+                None.
             heeds: whether a step is skipped if it is 1 before.
+            are_checked: whether that is all there is to know of elements that are not finite, so
+                that gradients are measured for ``max_norm`` alone; then ``found`` may be a float32,
+                and on a GPU both may be addresses.
         """
-        self._scaling = Terms(None, True, scale, found, heeds)
+        self._scaling = Terms(None, True, scale, found, heeds, are_checked)
         try:
             yield
         finally:

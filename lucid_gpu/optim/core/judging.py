@@ -78,9 +78,10 @@ class Judging:
         if self._on_gpu is not None:
             return self._judge_on_gpu(prepared, self._on_gpu, terms)
         assert self._on_cpu is not None
-        outcome = self._last = self._on_cpu.judge(prepared.gradients(), terms)
+        outcome = self._last = self._on_cpu.judge(prepared.gradients, terms)
         if outcome.skipped:
-            self._keep_culprits(prepared.inputs.names, self._on_cpu.sums.counts.tolist())
+            if outcome.nonfinite > 0:
+                self._keep_culprits(prepared.inputs.names, self._on_cpu.sums.counts.tolist())
             self.skipped += 1
             return None
         return Judged(prepared.rows(), Handed(factor=outcome.factor))
@@ -93,7 +94,7 @@ class Judging:
     def report(self) -> list[tuple[str, float, int]]:
         """Return, of each parameter, name, norm of the gradient and non-finite elements; waits."""
         measured = self._on_gpu or self._on_cpu
-        if measured is None or self._of is None or (self._last is None and self._on_gpu is None):
+        if measured is None or self._of is None or not measured.have_measured:
             return []
         self.settle()
         scale = self._last.scale if self._last is not None else 1.0
@@ -109,12 +110,18 @@ class Judging:
         if prepared.needs_exact_counts or not outcomes.has_room:
             self.settle()
         rows = prepared.rows(outcomes.unknown)
+        if terms.measures:
+            self._take(prepared, outcomes)
+        outcomes.judge(terms)
+        return Judged(rows, Handed(address=outcomes.address, base=outcomes.known_skips))
+
+    @staticmethod
+    def _take(prepared: PreparedStep, outcomes: CudaOutcomes) -> None:
+        """Have outcomes measure the gradients of this step."""
         is_noted = type(prepared.inputs) is Inputs and prepared.inputs.are_own
         noted = prepared.inputs.noted_gradients([]) if is_noted else None
         if noted is None or not outcomes.take(None, noted):
             outcomes.take(prepared.gradients(), None)
-        outcomes.judge(terms)
-        return Judged(rows, Handed(address=outcomes.address, base=outcomes.known_skips))
 
     def _follow(self, prepared: PreparedStep) -> None:
         """Measure the gradients of a prepared step from now on."""
