@@ -8,7 +8,7 @@ from lucid_gpu.optim.adamax import Adamax
 from lucid_gpu.optim.adamw_schedule_free import AdamWScheduleFree
 from lucid_gpu.optim.adan import Adan
 from lucid_gpu.optim.asgd import ASGD
-from lucid_gpu.optim.core import checks, optax, pytorch
+from lucid_gpu.optim.core import chainer, checks, lucid, optax, pytorch
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
 from lucid_gpu.optim.core.fused import FusedOptimizer
 from lucid_gpu.optim.core.hooks import (
@@ -58,7 +58,9 @@ __all__ = [
     "Rprop",
     "SGDScheduleFree",
     "SparseAdam",
+    "chainer",
     "checks",
+    "lucid",
     "optax",
     "pytorch",
     "register_optimizer_step_post_hook",
