@@ -11,12 +11,10 @@ import numpy as np
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.execution.measured import Measured
+from lucid_gpu.execution.outcome import EPSILON
 from lucid_gpu.gradients.inputs import float_array, gradients_of, listed, nonnegative
 from lucid_gpu.gradients.nonfinite import report_arrived, report_later, require_finite
 from lucid_gpu.optim.core.checks import python_number
-
-EPS = 1e-6
-"""What PyTorch adds to a norm before it divides by it."""
 
 
 def clip_grad_norm_(
@@ -246,7 +244,7 @@ def _combined(xp: Any, norms: Any, p: float) -> Any:
 def _clip(measured: Measured, norm: Any, most: float) -> None:
     xp = gpu.module(measured.home)
     with gpu.on(measured.home), np.errstate(all="ignore"):
-        measured.change("scale", xp.minimum(most / (norm + EPS), 1.0))
+        measured.change("scale", xp.minimum(most / (norm + EPSILON), 1.0))
 
 
 def _widest(grads: Iterable[Any]) -> np.dtype[Any]:
