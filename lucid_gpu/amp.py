@@ -14,7 +14,7 @@ from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.execution import formats, outcome
 from lucid_gpu.execution.measured import Measured
 from lucid_gpu.gradients.inputs import gradients_of
-from lucid_gpu.optim import FusedOptimizer
+from lucid_gpu.optim import FusedOptimizer, Optimizer
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.groups import named
 from lucid_gpu.optim.core.tensors import TRAINABLE
@@ -357,11 +357,11 @@ class GradScaler:
         kernel((1,), (1,), (argument.view(f"V{ADJUSTED.itemsize}"),))
 
 
-def masters(optimizer: FusedOptimizer) -> dict[str, Any]:
+def masters(optimizer: Optimizer) -> dict[str, Any]:
     """Return the exact values of all parameters of an optimizer, by name: a model to hand over.
 
     Args:
-        optimizer: a fused one. Names that were not given are positions.
+        optimizer: of any kind. Names that were not given are positions.
 
     Returns:
         Arrays of float32, or float64 for float64 parameters, each on the device of its parameter:

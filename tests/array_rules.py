@@ -49,7 +49,8 @@ def scaled(draw: Callable[..., Any], factor: float) -> Callable[..., Any]:
     def drawn(*arguments: Any) -> Any:
         grad = draw(*arguments)
         own = grad.values if isinstance(grad, RowGradient) else grad
-        own *= factor
+        with np.errstate(over="ignore"):
+            own *= factor
         return grad
 
     return drawn
@@ -89,6 +90,7 @@ class Case(NamedTuple):
         group: makes of parameters what its constructor takes.
         draw: draws a gradient.
         takes_closure: whether gradients come from a closure.
+        dtype: of parameters.
     """
 
     rule: type[ArrayOptimizer]
@@ -97,14 +99,17 @@ class Case(NamedTuple):
     group: Callable[[list[Any]], list[Any]] = list
     draw: Callable[..., Any] = dense
     takes_closure: bool = False
+    dtype: str = "float32"
 
     @property
     def label(self) -> str:
         """A name for test reports."""
-        return "-".join([self.rule.__name__, *(f"{k}={v}" for k, v in self.options.items())])
+        options = (f"{k}={v}" for k, v in self.options.items())
+        return "-".join([self.rule.__name__, *options, *{self.dtype} - {"float32"}])
 
-    def make(self, device: str, seed: int = 1, dtype: str = "float32") -> tuple[Any, list[Any]]:
+    def make(self, device: str, seed: int = 1, dtype: str | None = None) -> tuple[Any, list[Any]]:
         """Return an optimizer and its parameters."""
+        dtype = dtype or self.dtype
         rng = np.random.default_rng(seed)
         params = [
             Parameter(place(np.asarray(rng.normal(size=shape), dtype), device).view)
@@ -137,6 +142,14 @@ CASES = [
     Case(optim.SparseAdam, {"betas": (0.5, 0.9), "maximize": True}, ROW_SHAPES, draw=of_rows),
     Case(optim.Muon, {}, MUON_SHAPES, by_kind),
     Case(optim.Muon, {"nesterov": False, "weight_decay": 0.0}, MUON_SHAPES, by_kind),
+    *(
+        Case(rule, {"weight_decay": 0.1}, shapes, group, dtype=dtype)
+        for rule, shapes, group in (
+            (optim.Adafactor, ANY_SHAPES, list),
+            (optim.Muon, MUON_SHAPES, by_kind),
+        )
+        for dtype in ("bfloat16", "float16")
+    ),
     Case(
         optim.Muon,
         {"adjust_lr_fn": "match_rms_adamw", "ns_dtype": "bfloat16"},

@@ -40,6 +40,8 @@ def nearest(values: Floats, dtype: np.dtype[Any]) -> Any:
         values: an array of NumPy or CuPy.
         dtype: the type.
     """
+    if not values.ndim:  # of which NumPy makes scalars
+        return nearest(values.reshape(1), dtype).reshape(())
     if dtype == BFLOAT16:
         bits = values.view(np.uint32)
         rounded = ((bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16).astype(np.uint16)

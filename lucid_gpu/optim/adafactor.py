@@ -33,15 +33,17 @@ class Adafactor(ArrayOptimizer):
 
     State: ``step`` (int); ``row_var`` (R) of shape (…, m, 1) and ``col_var`` (C) of shape
     (…, 1, n) of a parameter of shape (…, m, n); ``variance`` (V) of one of less than two
-    dimensions. All have the dtype of the parameter.
+    dimensions. All have the dtype of the parameter; where that is of 16 bits, they are float32, and
+    so is ``master``, its exact value, which is what is updated.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the largest relative learning rate, η ≥ 0.
         beta2_decay: the exponent of w, ≤ 0.
-        eps: ε1 and ε2, each ≥ 0. None for ε1 is the machine epsilon of the parameter's dtype.
-            Where ε1² is 0 in that dtype, as with 1e-30 in float32, a gradient of zeros makes NaN.
+        eps: ε1 and ε2, each ≥ 0. None for ε1 is the machine epsilon of float64 for a float64
+            parameter, of float32 for all others. Where ε1² is 0 in that dtype, as with 1e-30 in
+            float32, a gradient of zeros makes NaN.
         d: the largest root mean square of u, ≥ 1.
         weight_decay: λ ≥ 0, decoupled.
         maximize: True follows the gradient upwards.

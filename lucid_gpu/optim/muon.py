@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from lucid_gpu.device.arrays import as_array
 from lucid_gpu.optim.adam import AdamW
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
+from lucid_gpu.optim.core.newton_schulz import DTYPES, orthogonalized
 from lucid_gpu.optim.core.pytorch import Counterpart
-
-NS_DTYPES = ("bfloat16", "float32", "float64")
-"""What a Newton-Schulz iteration may compute in."""
 
 SLOTS = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 """The slots of each kind of group."""
@@ -59,12 +54,14 @@ class Muon(ArrayOptimizer):
     what the constructor was given. All other options are for matrices alone.
 
     State: ``step`` (int); ``momentum_buffer`` (b) of a matrix; ``exp_avg`` and ``exp_avg_sq`` of a
-    parameter in an ``adamw`` group. Each has the shape and dtype of its parameter. A step
-    multiplies matrices by BLAS, so that GPU and CPU agree to rounding, not to the bit.
+    parameter in an ``adamw`` group. Each has the shape and dtype of its parameter; where that is
+    of 16 bits, they are float32, and so is ``master``, its exact value, which is what is updated. A
+    step multiplies matrices by BLAS, so that GPU and CPU agree to rounding, not to the bit.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays,
-            of two and more dimensions unless their group is of kind ``"adamw"``.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of two and more dimensions unless their group is of kind
+            ``"adamw"``.
         lr: the learning rate η ≥ 0.
         weight_decay: λ ≥ 0, decoupled.
         momentum: μ in [0, 1).
@@ -73,9 +70,9 @@ class Muon(ArrayOptimizer):
         eps: ε ≥ 0, the least divisor; for ``adamw`` as in :class:`AdamW`.
         ns_steps: a whole number of iterations, from 0 to 99.
         adjust_lr_fn: None or ``"original"``, or ``"match_rms_adamw"``.
-        ns_dtype: what the iteration computes in: None for the dtype of the parameter,
-            ``"bfloat16"`` (which is what PyTorch uses; sums are in float32), ``"float32"`` or
-            ``"float64"``.
+        ns_dtype: what the iteration computes in: None for float64 for a float64 parameter, float32
+            for all others; ``"bfloat16"`` (which is what PyTorch uses; sums are in float32),
+            ``"float32"`` or ``"float64"``.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -150,7 +147,7 @@ class Muon(ArrayOptimizer):
         checks.finite_numbers(options, "ns_coefficients", 3)
         checks.whole_numbers(options, "ns_steps", least=0, most=99)
         checks.one_of(options, "adjust_lr_fn", (None, "original", "match_rms_adamw"))
-        checks.one_of(options, "ns_dtype", (None, *NS_DTYPES))
+        checks.one_of(options, "ns_dtype", (None, *DTYPES))
         if options["kind"] == "adamw":
             # Other groups have none, so that a schedule of the momentum means theirs.
             if "betas" not in options:
@@ -207,10 +204,10 @@ def _step_as_muon(xp: Any, param: Any, grad: Any, b: Any, options: Any) -> None:
     b += (1 - momentum) * (grad - b)
     look = grad + momentum * (b - grad) if options["nesterov"] else b
     rows, columns = len(param), param.size // len(param)
-    dtype = _dtype(options["ns_dtype"] or param.dtype.name)
     x = orthogonalized(
         xp,
-        look.reshape(rows, columns).astype(dtype),
+        look.reshape(rows, columns),
+        options["ns_dtype"] or param.dtype.name,
         options["ns_coefficients"],
         options["ns_steps"],
         options["eps"],
@@ -221,44 +218,3 @@ def _step_as_muon(xp: Any, param: Any, grad: Any, b: Any, options: Any) -> None:
         scale = math.sqrt(max(1, rows / columns))
     param *= 1 - options["lr"] * options["weight_decay"]
     param -= options["lr"] * scale * x.reshape(param.shape).astype(param.dtype)
-
-
-def orthogonalized(xp: Any, x: Any, coefficients: Sequence[float], steps: int, eps: float) -> Any:
-    """Return a matrix with its singular values brought near to 1, by a Newton-Schulz iteration.
-
-    Args:
-        xp: the module of the array.
-        x: the matrix, of the dtype to compute in.
-        coefficients: c1, c2 and c3.
-        steps: the number of iterations.
-        eps: the least divisor.
-    """
-    dtype, is_tall = x.dtype, x.shape[0] > x.shape[1]
-    if is_tall:
-        x = x.T
-    c1, c2, c3 = coefficients
-    norm = xp.sqrt(xp.sum(xp.square(_wide(x), dtype=np.float64)))
-    norm = _wide(norm.astype(dtype))
-    x = (_wide(x) / xp.maximum(norm, eps)).astype(dtype)
-    for _ in range(steps):
-        gram = _product(xp, x, x.T).astype(dtype)
-        factor = (c2 * _wide(gram) + c3 * _product(xp, gram, gram)).astype(dtype)
-        x = (c1 * _wide(x) + _product(xp, factor, x)).astype(dtype)
-    return x.T if is_tall else x
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    # On need, so that importing the package is quick.
-    scalars = importlib.import_module("ml_dtypes") if name == "bfloat16" else np
-    dtype: np.dtype[Any] = np.dtype(getattr(scalars, name))
-    return dtype
-
-
-def _wide(array: Any) -> Any:
-    """Return an array of bfloat16 as float32, which holds its sums; any other as it is."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
-
-
-def _product(xp: Any, a: Any, b: Any) -> Any:
-    # NumPy has no BLAS for bfloat16, CuPy has.
-    return _wide(a) @ _wide(b) if xp is np else _wide(a @ b)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lucid_gpu.device.arrays import as_array, is_array, kind_of
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.array_code import ArrayOptimizer
@@ -64,6 +66,7 @@ class SparseAdam(ArrayOptimizer):
     """
 
     slots = ("exp_avg", "exp_avg_sq")
+    widens = False  # rounding a whole table would cost more than its rows
     counterpart = Counterpart(slots=_slots_of_pytorch)
 
     def __init__(
@@ -91,7 +94,13 @@ class SparseAdam(ArrayOptimizer):
             return []
         return ["has no dimensions, so no rows: train it with Adam"]
 
-    def gradient_problems(self, what: str, grad: Any, data: Any) -> list[str]:
+    def gradient_problems(
+        self,
+        what: str,
+        grad: Any,
+        data: Any,
+        dtype: np.dtype[Any] | None = None,  # noqa: ARG002 - rows have that of the parameter
+    ) -> list[str]:
         """Return, in words, why a gradient cannot be used: most often, because it is dense."""
         if isinstance(grad, RowGradient):
             return [f"{what} {text}" for text in grad.problems(data)]

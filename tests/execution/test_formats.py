@@ -51,6 +51,14 @@ def test_rounding_to_nearest_is_that_of_ieee_with_one_nan(dtype):
     np.testing.assert_array_equal(formats.nearest(VALUES, dtype).view(np.uint16), expected)
 
 
+@pytest.mark.parametrize("dtype", formats.HALVES)
+@pytest.mark.parametrize("value", [1.001, np.nan])
+def test_a_number_without_dimensions_is_rounded_like_any_other(dtype, value):
+    alone = formats.nearest(np.array(value, SINGLE), dtype)
+    assert alone.shape == ()
+    assert alone.tobytes() == formats.nearest(np.array([value], SINGLE), dtype).tobytes()
+
+
 def test_a_split_value_is_put_together_again_exactly():
     high, low = formats.split(VALUES)
     expected = PATTERNS.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import ml_dtypes
 import numpy as np
@@ -198,6 +199,17 @@ def test_a_master_is_made_anew_where_the_data_was_replaced_and_a_warning_names_i
     with pytest.warns(UserWarning, match="data of 'w' was replaced.*made anew"):
         train(param, optimizer, 2, 3)
     np.testing.assert_allclose(optimizer.state[param]["master"], 3.0, atol=0.01)
+
+
+def test_so_it_is_of_a_parameter_without_dimensions():
+    param = Parameter(np.array(1.0, BRIEF), name="w")
+    optimizer = SGD([param], lr=0.0)
+    for value in (1.0, 3.0):
+        param.data = np.array(value, BRIEF)
+        param.grad = np.array(0.5, BRIEF)
+        with pytest.warns(UserWarning, match="'w'") if value == 3 else nullcontext():
+            optimizer.step()
+    assert optimizer.state[param]["master"].tolist() == 3.0
 
 
 def test_a_master_that_was_loaded_without_its_parameter_is_made_anew():

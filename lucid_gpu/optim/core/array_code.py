@@ -8,13 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lucid_gpu.device import gpu, torch_tensors
-from lucid_gpu.device.arrays import device_of, is_array, kind_of
+from lucid_gpu.device.arrays import address, device_of, is_array, kind_of
+from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import no_fills
 from lucid_gpu.optim.core import slots as making
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.core.prepared import MASTER_FILLS, warn_stale
 from lucid_gpu.optim.core.tensors import (
     Declared,
     Tensor,
+    computing,
+    numeric,
     require_slots,
     slot_problems,
     unstrange,
@@ -28,10 +32,15 @@ class ArrayOptimizer(Optimizer):
     order of a step are this class's business. It has as many launches as its array code makes, and
     cannot be recorded in a CUDA graph.
 
+    A parameter of bfloat16 or float16 has its exact value in a float32 slot ``master``, which is
+    what is updated, with the gradient and all slots in float32; the parameter is that value,
+    rounded to the nearest.
+
     Attributes:
-        slots: the names of the arrays that it keeps beside a parameter, of the dtype of the
-            parameter, and of its shape unless :meth:`slot_shapes` says otherwise; they begin with
+        slots: the names of the arrays that it keeps beside a parameter, of the dtype that is
+            updated, and of its shape unless :meth:`slot_shapes` says otherwise; they begin with
             zeros, or as :meth:`fills` says.
+        widens: False for a subclass that refuses parameters of 16 bits.
 
     Example:
         >>> from lucid_gpu import Parameter
@@ -51,6 +60,14 @@ class ArrayOptimizer(Optimizer):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
+    widens = True
+    _written: Mapping[int, tuple[Any, Any]] | None = None
+    """The data and the master of each parameter that has one, as the last step left them."""
+
+    _transient: ClassVar[dict[str, Any]] = {
+        **Optimizer._transient,  # noqa: SLF001 - of the base class
+        "_written": None,
+    }
 
     @staticmethod
     def fills(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -77,8 +94,8 @@ class ArrayOptimizer(Optimizer):
 
         Args:
             xp: the module of its arrays: ``numpy`` or ``cupy``.
-            param: its array, to be written to.
-            grad: its gradient, not to be changed.
+            param: its array, or its exact value, to be written to.
+            grad: its gradient in the dtype of ``param``, not to be changed.
             slots: its slots by name, to be written to.
             options: of its group.
             t: the number of this step of the parameter, from 1.
@@ -95,7 +112,7 @@ class ArrayOptimizer(Optimizer):
             What ``closure`` returned; None without one.
 
         Raises:
-            TypeError: a parameter is not made of float32 or float64.
+            TypeError: a parameter is of a dtype that cannot be trained.
             ValueError: an option is out of bounds, or a gradient or slot does not fit its
                 parameter. Nothing was changed.
             RuntimeError: an earlier step was interrupted, another thread is stepping, the stream
@@ -111,27 +128,31 @@ class ArrayOptimizer(Optimizer):
             slots = self.state[tensor.param]
             slots.update(tensor.slots or {})
             t = slots.get("step", 0) + 1
-            home = device_of(tensor.data)
-            with gpu.on(home), np.errstate(all="ignore"):  # as on a GPU, which does not warn
-                self.update(
-                    gpu.module(home),
-                    tensor.data,
-                    tensor.grad,
-                    tensor.slots or {},
-                    self.param_groups[tensor.group],
-                    t,
-                )
+            self._update(tensor, t)
             slots["step"] = t
             if torch_tensors.is_tensor(tensor.param):
                 torch_tensors.note_writes(torch_tensors.parts(tensor.param))
         self._is_torn = False
+        self._written = {**(self._written or {}), **_masters(tensors)}
         return result
+
+    def _update(self, tensor: Tensor, t: int) -> None:
+        """Update a parameter, or its exact value and then the parameter."""
+        home, arrays = device_of(tensor.data), dict(tensor.slots or {})
+        exact = arrays.pop("master", tensor.data)
+        with gpu.on(home), np.errstate(all="ignore"):  # as on a GPU, which does not warn
+            grad = making.cast(tensor.grad, exact.dtype) if self.widens else tensor.grad
+            options = self.param_groups[tensor.group]
+            self.update(gpu.module(home), exact, grad, arrays, options, t)
+            if exact is not tensor.data:
+                making.fill_slot(tensor.data, exact)
 
     def declared_slots(self) -> dict[str, Declared]:
         """Return the slots that the state of a parameter may have."""
         return {
             "step": Declared("count", is_required=True),
-            **dict.fromkeys(self.slots, Declared("array")),
+            **dict.fromkeys(self.slots, Declared("state")),
+            **({"master": Declared("float32")} if self.widens else {}),
         }
 
     def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
@@ -140,27 +161,82 @@ class ArrayOptimizer(Optimizer):
         if not is_array(data):
             return [f"its parameter holds a {kind_of(data)}, not a NumPy or CuPy array"]
         shapes = self.slot_shapes(self.saved_options(slots), data.shape)
-        arrays = {name: Declared("array", True, shape) for name, shape in shapes.items()}
-        return slot_problems({"step": Declared("count", True), **arrays}, slots, data)
+        declared = {
+            "step": Declared("count", True),
+            **{name: Declared("state", True, shape) for name, shape in shapes.items()},
+        }
+        if self.widens and data.dtype in formats.HALVES:
+            declared["master"] = Declared("float32")
+        return slot_problems(declared, slots, data)
 
     def saved_options(self, slots: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return options that lead to the slots of a saved state, for :meth:`slot_shapes`."""
         return self.defaults
 
     def _require_slots(self, tensor: Tensor, options: Mapping[str, Any]) -> None:
-        shapes = self.slot_shapes(options, tensor.data.shape)
+        shapes = self._shapes(tensor, options)
+        tensor.used = dict.fromkeys(shapes, computing(tensor.data.dtype))
         kept = self.state.get(tensor.param, {})
-        require_slots(tensor, kept, dict.fromkeys(shapes), False, shapes)
+        require_slots(tensor, kept, tensor.used, False, shapes)
+
+    def _shapes(self, tensor: Tensor, options: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        shape = tensor.data.shape
+        own = self.slot_shapes(options, shape)
+        return {**own, "master": shape} if tensor.data.dtype in formats.HALVES else own
 
     def _provide_slots(self, tensors: list[Tensor]) -> None:
         """Give every tensor the slots that its step uses; those that it lacks are made."""
+        stale = {tensor.position: tensor.name for tensor in tensors if self._is_stale(tensor)}
+        if stale:
+            warn_stale(list(stale.values()))
         for tensor in tensors:
             kept = self.state.get(tensor.param, {})
-            shapes = self.slot_shapes(self.param_groups[tensor.group], tensor.data.shape)
-            tensor.slots = {name: kept.get(name) for name in shapes}
+            shapes = self._shapes(tensor, self.param_groups[tensor.group])
+            tensor.slots = {
+                name: making.cast(kept[name], dtype) if kept.get(name) is not None else None
+                for name, dtype in tensor.used.items()
+            }
+            if tensor.position in stale:
+                tensor.slots["master"] = None
             home = device_of(tensor.data)
             for name, shape in shapes.items():
                 if tensor.slots[name] is None and shape != tensor.data.shape:
                     with gpu.on(home):
-                        tensor.slots[name] = gpu.module(home).zeros(shape, tensor.data.dtype)
-        making.provide(tensors, [self.fills(group) for group in self.param_groups], None)
+                        tensor.slots[name] = gpu.module(home).zeros(shape, tensor.used[name])
+        fills = [{**self.fills(group), **MASTER_FILLS} for group in self.param_groups]
+        making.provide(tensors, fills, None)
+
+    def _is_stale(self, tensor: Tensor) -> bool:
+        """Say whether a parameter was given other values than its master has.
+
+        Which waits for the device, and so only where one of them is another array than was written.
+        """
+        master = self.state.get(tensor.param, {}).get("master")
+        if master is None or "master" not in tensor.used:
+            return False
+        data, written = (self._written or {}).get(id(tensor.param), (None, None))
+        if written is master and address(data) == address(tensor.data):
+            return False
+        return making.is_stale(master, tensor.data)
+
+    def _forget_arrays(self) -> None:
+        self._written = None
+
+    def _storage_of(self, group: Mapping[str, Any]) -> str:
+        dtypes = {
+            data.dtype for param in group["params"] if (data := numeric(param.data)) is not None
+        }
+        told = [
+            f"{dtype} with master float32, state float32"
+            for dtype in sorted(dtypes & set(formats.HALVES), key=str)
+        ]
+        return f", stored as {' and '.join(told)}" if told and self.widens else ""
+
+
+def _masters(tensors: list[Tensor]) -> dict[int, tuple[Any, Any]]:
+    """Return, for each parameter that has a master, its data and that."""
+    return {
+        id(tensor.param): (tensor.data, tensor.slots["master"])
+        for tensor in tensors
+        if tensor.slots and "master" in tensor.slots
+    }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_gpu.device.arrays import address, as_array, device_of, is_cupy
-from lucid_gpu.execution import cpu, plan, streamed
+from lucid_gpu.execution import cpu, formats, plan, streamed
 from lucid_gpu.execution.rule import BFLOAT16
 
 if TYPE_CHECKING:
@@ -61,17 +61,21 @@ def _measuring_lines(step: PreparedStep) -> list[str]:
     return [f"gradients are measured first: {', '.join(done)}"] if done else []
 
 
-def described_own(name: str, pairs: list[tuple[str, Any]]) -> str:
+def described_own(name: str, pairs: list[tuple[str, Any]], has_masters: bool) -> str:
     """Return which parameters a step in array code will update.
 
     Args:
         name: of the optimizer's class.
         pairs: the name and the parameter of each.
+        has_masters: whether it keeps the exact values of parameters of 16 bits.
     """
     stepping = [(own, as_array(param.data)) for own, param in pairs if param.grad is not None]
     lines = [f"{name}: one step of {len(stepping)} parameters, in array code"]
-    kinds = Counter((device_of(data), str(data.dtype)) for _, data in stepping if data is not None)
-    lines += [f"{device}, {dtype}: {count} tensors" for (device, dtype), count in kinds.items()]
+    kinds = Counter((device_of(data), data.dtype) for _, data in stepping if data is not None)
+    for (device, dtype), count in kinds.items():
+        is_exact = has_masters and dtype in formats.HALVES
+        beside = "; float32 masters in the slot 'master'" if is_exact else ""
+        lines.append(f"{device}, {dtype}: {count} tensors{beside}")
     idle = [own for own, param in pairs if param.grad is None]
     if idle:
         lines.append(f"no gradient, so no step: {_listed(idle)}")

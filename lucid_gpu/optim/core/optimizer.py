@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.device.arrays import as_array, device_of, is_array, is_writable
 from lucid_gpu.optim.core import groups as _groups
@@ -17,7 +19,10 @@ from lucid_gpu.optim.core.placed import Placed
 from lucid_gpu.optim.core.placement import Placement
 from lucid_gpu.optim.core.pytorch import Counterpart, note_counterpart
 from lucid_gpu.optim.core.state import State
+from lucid_gpu.optim.core.storing import gradient_dtype
 from lucid_gpu.optim.core.tensors import (
+    DTYPES,
+    TRAINABLE,
     Declared,
     Tensor,
     misfits,
@@ -53,6 +58,8 @@ class Optimizer(Hooked, Placed):
             parameter: loading checks them. None if it does not say; then only the shapes of slots
             that are there already are compared.
         streams_state: whether a step can bring the state of parameters on a GPU from the host.
+        widens: whether :meth:`stepping` takes parameters of bfloat16 and float16, and gradients
+            of their ``grad_dtype``.
         counterpart: what PyTorch's class of the same name writes otherwise in its state dicts, a
             :class:`~lucid_gpu.optim.core.pytorch.Counterpart`.
 
@@ -84,6 +91,7 @@ class Optimizer(Hooked, Placed):
 
     requires_parameters: ClassVar[bool] = True
     streams_state: ClassVar[bool] = False
+    widens: ClassVar[bool] = False
     slots: ClassVar[tuple[str, ...] | None] = None
     counterpart: ClassVar[Counterpart] = Counterpart()
     _transient: ClassVar[dict[str, Any]] = {}
@@ -170,15 +178,18 @@ class Optimizer(Hooked, Placed):
         """
         return []
 
-    def gradient_problems(self, what: str, grad: Any, data: Any) -> list[str]:
+    def gradient_problems(
+        self, what: str, grad: Any, data: Any, dtype: np.dtype[Any] | None = None
+    ) -> list[str]:
         """Return, in words, why a gradient cannot be used; a subclass may take other kinds.
 
         Args:
             what: how to call it.
             grad: it.
             data: the parameter's array.
+            dtype: that the gradient must have; None for that of the parameter.
         """
-        return misfits(what, grad, data)
+        return misfits(what, grad, data, dtype=dtype)
 
     def slot_problems(self, param: Any, slots: Mapping[str, Any]) -> list[str]:
         """Return, in words, why ``slots`` cannot be loaded as the state of ``param``."""
@@ -198,23 +209,26 @@ class Optimizer(Hooked, Placed):
         its group.
 
         Raises:
-            TypeError: an option is of a wrong type, or a parameter not of float32 or float64.
+            TypeError: an option is of a wrong type, or a parameter not of float32 or float64, nor
+                of 16 bits if :attr:`widens`.
             ValueError: an option is out of bounds, parameters share memory, or a gradient or
                 declared slot does not fit its parameter or cannot be written to.
             RuntimeError: the data of a foreign parameter is a copy.
         """
         tensors: list[Tensor] = []
-        position = -1
+        position, taken = -1, TRAINABLE if self.widens else DTYPES
         for number, group in enumerate(self.param_groups):
             self.require_valid(group)
             for name, param in _groups.named(group):
                 position += 1
                 if param.grad is not None:
-                    data, grad = require_trainable(name, param.data), unstrange(param.grad)
+                    data = require_trainable(name, param.data, taken)
+                    dtype = gradient_dtype(param, data.dtype) if self.widens else None
+                    grad = unstrange(param.grad)
                     self._require_fitting(name, data, group)
                     require_own_memory(name, param, data)
                     what = f"the gradient of parameter {name!r}"
-                    require(self.gradient_problems(what, grad, data))
+                    require(self.gradient_problems(what, grad, data, dtype))
                     tensor = Tensor(position, number, name, param, data, None, grad=grad)
                     self._require_slots(tensor, group)
                     tensors.append(tensor)
@@ -231,7 +245,7 @@ class Optimizer(Hooked, Placed):
     def explain(self) -> None:
         """Print which parameters the next step will update, without taking it."""
         pairs = [pair for group in self.param_groups for pair in _groups.named(group)]
-        print(described_own(type(self).__name__, pairs))  # noqa: T201 - what it is for
+        print(described_own(type(self).__name__, pairs, self.widens))  # noqa: T201 - what it is for
 
     def param_groups_setup(self, params: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a list with the one group dict that ``params`` and ``defaults`` make.

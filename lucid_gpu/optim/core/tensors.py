@@ -226,7 +226,10 @@ def require_trainable(name: str, data: Any, dtypes: tuple[np.dtype[Any], ...] = 
     if array.dtype not in dtypes:
         names = [dtype.name for dtype in dtypes]
         named = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use {named}")
+        beside = ""
+        if array.dtype in formats.HALVES:
+            beside = ", or train it by an optimizer that keeps its exact value beside it, as AdamW"
+        raise TypeError(f"parameter {name!r} has dtype {array.dtype}: use {named}{beside}")
     require(unwritable(f"parameter {name!r}", array))
     return array
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from lucid_gpu import Parameter
+from lucid_gpu import Parameter, amp, optim
 from lucid_gpu.optim import SGD, ArrayOptimizer, Optimizer, checks
+from lucid_gpu.optim.core import slots as making
 from tests.contract.support import Foreign, array, everything, host, trained, values
 
 
@@ -238,3 +240,142 @@ def test_explain_names_what_steps_and_what_does_not(capsys):
         "cpu, float32: 1 tensors",
         "no gradient, so no step: 'idle'",
     ]
+
+
+BRIEF = np.dtype(ml_dtypes.bfloat16)
+
+
+def brief(data, dtype=BRIEF, **options):
+    """An optimizer, and its parameter of 16 bits."""
+    param = Parameter(np.array(data, dtype), name="w")
+    return Momentum([param], **options), param
+
+
+def step(optimizer, param, grad):
+    param.grad = np.full(param.shape, grad, param.grad_dtype or param.dtype)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [BRIEF, np.dtype(np.float16)])
+def test_the_exact_value_of_a_parameter_of_16_bits_steps_as_one_of_float32(dtype):
+    optimizer, param = brief([1.0, -2.0], dtype, lr=0.01)
+    twin = Parameter(np.array([1.0, -2.0], np.float32))
+    exact = Momentum([twin], lr=0.01)
+    for grad in (0.5, 0.25, -0.125):
+        step(optimizer, param, grad)
+        step(exact, twin, grad)
+    slots = optimizer.state[param]
+    assert slots["master"].tolist() == twin.numpy().tolist()
+    assert slots["momentum_buffer"].dtype == np.float32
+    assert param.dtype == dtype
+    assert param.data.tolist() == twin.data.astype(dtype).tolist()
+
+
+def test_updates_below_the_last_place_of_a_parameter_are_not_lost():
+    optimizer, param = brief([1.0], lr=2.0**-12, momentum=0.0)
+    for _ in range(64):
+        step(optimizer, param, 1.0)
+    assert param.data.tolist() == [1 - 64 * 2.0**-12]
+
+
+def test_it_takes_gradients_of_float32_for_a_parameter_of_16_bits():
+    results = []
+    for grad_dtype in (None, "float32"):
+        optimizer, param = brief([1.0, 2.0])
+        param.grad_dtype = grad_dtype
+        step(optimizer, param, 0.5)
+        results.append(optimizer.state[param]["master"].tolist())
+    assert results[0] == results[1]
+
+
+def test_a_gradient_of_another_dtype_than_the_parameter_takes_is_refused():
+    """Row 30d of docs/contract.md."""
+    param = Foreign(np.ones(2, BRIEF))
+    param.grad = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match=r"has dtype float32, but .*\.astype\('bfloat16'\)"):
+        Momentum([param]).step()
+
+
+def test_a_master_is_made_anew_where_the_data_was_replaced_and_a_warning_names_it():
+    """Row 30c of docs/contract.md."""
+    optimizer, param = brief([1.0, 2.0], lr=0.0)
+    step(optimizer, param, 1.0)
+    param.data = np.full(2, 3.0, BRIEF)
+    with pytest.warns(UserWarning, match="data of 'w' was replaced.*made anew"):
+        step(optimizer, param, 1.0)
+    assert optimizer.state[param]["master"].tolist() == [3.0, 3.0]
+
+
+def test_a_master_that_was_loaded_without_its_parameter_is_made_anew():
+    """Row 30c of docs/contract.md."""
+    optimizer, param = brief([1.0, 2.0], lr=0.0)
+    step(optimizer, param, 1.0)
+    other, fresh = brief([3.0, 3.0], lr=0.0)
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match="'w'"):
+        step(other, fresh, 1.0)
+    assert other.state[fresh]["master"].tolist() == [3.0, 3.0]
+
+
+def test_replacing_data_by_equal_data_keeps_the_master():
+    """Row 30c of docs/contract.md."""
+    optimizer, param = brief([1.0, 2.0], lr=1e-4)
+    step(optimizer, param, 1.0)
+    exact = optimizer.state[param]["master"].copy()
+    param.data = param.data.copy()
+    optimizer.param_groups[0]["lr"] = 0.0
+    step(optimizer, param, 1.0)
+    assert exact.tolist() == optimizer.state[param]["master"].tolist() != [1.0, 2.0]
+
+
+def test_a_master_is_compared_with_its_parameter_only_where_one_of_them_was_replaced(monkeypatch):
+    """Comparing them waits for the device."""
+    asked = []
+    monkeypatch.setattr(making, "is_stale", lambda *pair: asked.append(pair))
+    optimizer, param = brief([1.0, 2.0])
+    for _ in range(3):
+        step(optimizer, param, 1.0)
+    assert asked == []
+    param.data = param.data.copy()
+    step(optimizer, param, 1.0)
+    assert len(asked) == 1
+
+
+def test_slots_that_pytorch_kept_in_bfloat16_are_widened():
+    optimizer, param = brief([1.0, 2.0])
+    saved = {**optimizer.state_dict(), "state": {0: {"step": 1, "momentum_buffer": param.data}}}
+    optimizer.load_state_dict(saved)
+    step(optimizer, param, 1.0)
+    assert optimizer.state[param]["momentum_buffer"].dtype == np.float32
+
+
+def test_a_master_of_a_parameter_of_float32_is_refused():
+    optimizer, _ = two("cpu")
+    optimizer.step()
+    state_dict = optimizer.state_dict()
+    state_dict["state"][0]["master"] = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="slot 'master' is unknown"):
+        optimizer.load_state_dict(state_dict)
+
+
+def test_repr_and_explain_say_what_is_stored_as_what(capsys):
+    """Row 30a of docs/contract.md."""
+    optimizer, param = brief([1.0])
+    param.grad = param.data
+    optimizer.explain()
+    assert "bfloat16: 1 tensors; float32 masters in the slot 'master'" in capsys.readouterr().out
+    assert "stored as bfloat16 with master float32, state float32" in repr(optimizer)
+
+
+def test_masters_are_the_exact_values():
+    optimizer, param = brief([1.0, 2.0], lr=1e-4)
+    step(optimizer, param, 1.0)
+    assert amp.masters(optimizer)["w"].tolist() == optimizer.state[param]["master"].tolist()
+
+
+@pytest.mark.parametrize("kind", [optim.SparseAdam, optim.LBFGS])
+def test_what_keeps_no_masters_refuses_16_bits_with_a_remedy(kind):
+    optimizer = kind([Parameter(np.ones((2, 2), BRIEF), name="w")])
+    optimizer.param_groups[0]["params"][0].grad = np.ones((2, 2), BRIEF)
+    with pytest.raises(TypeError, match="'w' has dtype bfloat16: use float32 or float64, or train"):
+        optimizer.step(lambda: 0.0)
