@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,25 @@ from lucid_gpu.device import gpu
 if TYPE_CHECKING:
     from lucid_gpu.device.arrays import Array
 
+
+def muon(params: Iterable[Parameter]) -> optim.Muon:
+    """Return Muon for the hidden matrix, with AdamW for biases and the output layer."""
+    every = list(params)
+    matrices = [param for param in every if param.name == "hidden.weight"]
+    others = [param for param in every if param.name != "hidden.weight"]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices},
+        {"params": others, "kind": "adamw", "lr": 2e-3},
+    ]
+    return optim.Muon([group for group in groups if group["params"]], lr=2e-2)
+
+
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": lambda params: optim.Adam(params, lr=2e-3),
     "adamw": lambda params: optim.AdamW(params, lr=2e-3),
     "sgd": lambda params: optim.SGD(params, lr=0.05, momentum=0.9),
     "adadelta": lambda params: optim.Adadelta(params, lr=1.0),
+    "adafactor": lambda params: optim.Adafactor(params, lr=2e-2),
     "adagrad": lambda params: optim.Adagrad(params, lr=2e-2),
     "adamax": lambda params: optim.Adamax(params, lr=5e-3),
     "adamw_schedule_free": lambda params: optim.AdamWScheduleFree(params, lr=5e-3),
@@ -40,12 +54,14 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "lamb": lambda params: optim.LAMB(params, lr=5e-3),
     "lars": lambda params: optim.LARS(params, lr=1.0, trust_coefficient=2e-3),
     "lion": lambda params: optim.Lion(params, lr=3e-4, weight_decay=1.0),
+    "muon": muon,
     "nadam": lambda params: optim.NAdam(params, lr=2e-3),
     "radam": lambda params: optim.RAdam(params, lr=5e-3),
     "rmsprop": lambda params: optim.RMSprop(params, lr=2e-3),
     "sgd_schedule_free": lambda params: optim.SGDScheduleFree(params, lr=1.0),
 }
-"""All but Rprop, which takes the noise of mini-batches for changes of sign."""
+"""All but Rprop, which takes the noise of mini-batches for changes of sign, LBFGS, to which each of
+them is another function, and SparseAdam, which is for gradients of rows."""
 
 CONSTANT = "constant"
 SCHEDULES: dict[str, Callable[[int], schedules.Schedule]] = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lucid_gpu import Parameter, checkpoint, optim
 from lucid_gpu.command import demo, display
-from tests import rules
+from tests import array_rules, rules
 
 CHANGING = [name for name in demo.SCHEDULES if name != demo.CONSTANT]
 
@@ -81,6 +81,7 @@ RECORDED = {
     "adamw": 0.966,
     "sgd": 0.969,
     "adadelta": 0.958,
+    "adafactor": 0.962,
     "adagrad": 0.967,
     "adamax": 0.960,
     "adamw_schedule_free": 0.968,
@@ -89,6 +90,7 @@ RECORDED = {
     "lamb": 0.964,
     "lars": 0.960,
     "lion": 0.907,
+    "muon": 0.978,
     "nadam": 0.964,
     "radam": 0.952,
     "rmsprop": 0.967,
@@ -106,9 +108,24 @@ def test_five_epochs_reach_the_recorded_accuracy_over_five_seeds(optimizer: str)
     assert np.mean(reached) >= RECORDED[optimizer] - SLACK
 
 
-def test_all_optimizers_are_offered_but_rprop() -> None:
+def test_all_optimizers_are_offered_that_suit_it() -> None:
     offered = {type(make([Parameter([1.0])])) for make in demo.OPTIMIZERS.values()}
-    assert {rule for rule in rules.optimizers() if rule not in offered} == {optim.Rprop}
+    others = {optim.Rprop, optim.LBFGS, optim.SparseAdam}
+    assert {*rules.optimizers(), *array_rules.optimizers()} - offered == others
+
+
+def test_muon_trains_the_hidden_matrix_and_adamw_the_rest() -> None:
+    groups = train(optimizer="muon", epochs=1).optimizer.param_groups
+    assert [(group["kind"], group["param_names"]) for group in groups] == [
+        ("muon", ["hidden.weight"]),
+        ("adamw", ["hidden.bias", "output.weight", "output.bias"]),
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_array_code_trains_in_bfloat16_too(optimizer: str) -> None:
+    reached = train(optimizer=optimizer, epochs=5, dtype="bfloat16").history[-1]["test"]
+    assert reached >= RECORDED[optimizer] - 0.02
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_schedule_free", "sgd_schedule_free"])
