@@ -35,7 +35,9 @@ class Scheduler:
         optimizer: anything with ``param_groups``.
         every: ``"step"`` ticks with the optimizer: once for each of its steps, however often the
             closure of a step runs, for each replay that ``before_replay()`` announces, and not
-            while a CUDA graph is being recorded. None: call :meth:`step` yourself.
+            while a CUDA graph is being recorded; a step that is skipped on the device is a step.
+            ``"update"`` leaves out those that were skipped, and waits after each step to know it.
+            None: call :meth:`step` yourself.
         last_epoch: PyTorch's way to go on in a group that has its base: it starts at
             t = ``last_epoch + 1``. To restore a scheduler, load its state instead.
         schedules: for each option the schedule ``f(t, base)``, or a list of one per group.
@@ -82,11 +84,12 @@ class Scheduler:
             raise TypeError(
                 f"optimizer must be one, with a list param_groups, not {type(optimizer).__name__}"
             )
-        checks.one_of({"every": every}, "every", (None, "step"))
+        checks.one_of({"every": every}, "every", (None, "step", "update"))
         if not schedules:
             raise TypeError("no schedule is given: name an option, as in lr=Cosine(100)")
         self.optimizer: Optimizer = optimizer
         self.every = every
+        self._skipped = self._skips()
         self.schedules = {
             option: inputs.per_group(option, given, len(optimizer.param_groups))
             for option, given in schedules.items()
@@ -169,7 +172,15 @@ class Scheduler:
         self._handle = register(self._tick) if register else None
 
     def _tick(self, _: Any) -> None:
-        self.step()
+        skipped = self._skips()
+        if skipped == self._skipped:
+            self.step()
+        self._skipped = skipped
+
+    def _skips(self) -> int:
+        """Return how many steps were skipped, if that matters; waits for a GPU to know."""
+        skipped: int = getattr(self.optimizer, "skipped", 0) if self.every == "update" else 0
+        return skipped
 
     def _go_to(self, t: float) -> None:
         self._require_writer()
@@ -235,7 +246,7 @@ class Scheduler:
         if register is None:
             raise TypeError(
                 f"a {type(self.optimizer).__name__} does not say when it steps, as "
-                "every='step' needs: leave it out, and call step() of the scheduler"
+                f"every={self.every!r} needs: leave it out, and call step() of the scheduler"
             )
         return register
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter, checkpoint, schedules
+from lucid_gpu.device import transfer
 from lucid_gpu.optim import SGD, Adam, AdamW, Optimizer, OptimizerStub
 from lucid_gpu.schedules import Exponential, Linear, Scheduler, Step
 from tests.contract.support import trained
@@ -182,7 +183,7 @@ BAD = [
     ({"lr": lambda t, base: float("nan")}, ValueError, "gives nan for 'lr' of group 0: .* finite"),
     ({"lr": lambda t, base: float("inf")}, ValueError, "gives inf for 'lr' of group 0: .* finite"),
     ({"lr": lambda t, base: 10.0**400}, ValueError, "that no float can hold"),
-    ({"lr": Step(3), "every": "update"}, ValueError, "every must be one of None, 'step', not"),
+    ({"lr": Step(3), "every": "epoch"}, ValueError, "every must be one of None, 'step', 'update', not"),
 ]
 
 
@@ -338,6 +339,42 @@ def test_post_hooks_see_the_rate_of_the_next_step():
     Scheduler(optimizer, every="step", lr=Exponential(0.5))
     optimizer.step()
     assert seen == [0.25]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(("every", "ticks"), [("step", 4), ("update", 3)])
+def test_a_step_that_is_skipped_ticks_unless_updates_are_counted(every, ticks, device, emulated):
+    param = Parameter([1.0], device=device)
+    optimizer = SGD([param], lr=0.1, skip_nonfinite=True)
+    scheduler = Scheduler(optimizer, every=every, lr=Exponential(0.5))
+    for value in (1.0, np.inf, 1.0, 1.0):
+        param.grad = transfer.to(np.array([value], np.float32), device)
+        optimizer.step()
+    assert optimizer.skipped == 1
+    assert scheduler.last_epoch == ticks
+
+
+def test_a_step_that_is_skipped_is_not_waited_for(emulated):
+    param = Parameter([1.0], device="cuda:0")
+    optimizer = SGD([param], lr=0.1, skip_nonfinite=True)
+    Scheduler(optimizer, every="step", lr=Exponential(0.5))
+    param.grad = param.data.copy()
+    optimizer.step()
+    before = emulated.record.synchronizations
+    optimizer.step()
+    assert emulated.record.synchronizations == before
+
+
+def test_a_copy_counts_updates_on():
+    param = Parameter([1.0])
+    optimizer = SGD([param], lr=0.1, skip_nonfinite=True)
+    scheduler = Scheduler(optimizer, every="update", lr=Exponential(0.5))
+    param.grad = np.array([np.inf], np.float32)
+    optimizer.step()
+    own, other, twin = copy.deepcopy((param, optimizer, scheduler))
+    own.grad = np.ones(1, np.float32)
+    other.step()
+    assert (scheduler.last_epoch, twin.last_epoch) == (0, 1)
 
 
 def test_an_optimizer_that_does_not_say_when_it_steps_is_refused():
