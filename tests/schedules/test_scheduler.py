@@ -183,7 +183,11 @@ BAD = [
     ({"lr": lambda t, base: float("nan")}, ValueError, "gives nan for 'lr' of group 0: .* finite"),
     ({"lr": lambda t, base: float("inf")}, ValueError, "gives inf for 'lr' of group 0: .* finite"),
     ({"lr": lambda t, base: 10.0**400}, ValueError, "that no float can hold"),
-    ({"lr": Step(3), "every": "epoch"}, ValueError, "every must be one of None, 'step', 'update', not"),
+    (
+        {"lr": Step(3), "every": "epoch"},
+        ValueError,
+        "every must be one of None, 'step', 'update', not",
+    ),
 ]
 
 

@@ -306,7 +306,6 @@ class FusedOptimizer(Optimizer):
         elif (judged := self._judging.judge(prepared, terms)) is not None:
             rows, handed = judged
         else:
-            self._is_recorded = True  # nothing is to be counted
             return
         self._is_torn = True
         prepared.run(rows, handed)

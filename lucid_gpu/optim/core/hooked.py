@@ -45,11 +45,12 @@ class Hooked:
         return self._step_post_hooks.register(hook)
 
     def register_step_count_hook(self, hook: Callable[[Any], None]) -> _hooks.RemovableHandle:
-        """Register ``hook(optimizer)`` to run once for each step that is counted.
+        """Register ``hook(optimizer)`` to run once for each step.
 
         That is after each :meth:`step`, ahead of its post-hooks, and at the end of each
-        ``before_replay()``, but not for a step that is only recorded in a CUDA graph. A learning
-        rate that it writes is that of the next step.
+        ``before_replay()``, but not for a step that is only recorded in a CUDA graph. It runs for a
+        step that is skipped because of its gradients, too, on every device, since that of a GPU is
+        not known yet. A learning rate that it writes is that of the next step.
         """
         return self._step_count_hooks.register(hook)
 
@@ -87,7 +88,7 @@ class Hooked:
         """Raise if no step can be taken now; a subclass knows."""
 
     def _note_count(self) -> None:
-        """Run the hooks that wait for a step to be counted."""
+        """Run the hooks that wait for a step."""
         for hook in self._step_count_hooks:
             hook(self)
 

@@ -253,15 +253,17 @@ def test_a_copy_measures_on_its_own(copied):
     assert contents(params, optimizer) == contents(others, twin)
 
 
-def test_count_hooks_run_for_steps_taken_alone():
-    params = parameters("cpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_count_hooks_run_for_skipped_steps_too_on_every_device(device, emulated):
+    params = parameters(device)
     optimizer = SGD(params, lr=0.1, skip_nonfinite=True)
     seen = []
     optimizer.register_step_count_hook(lambda _: seen.append(1))
     for step in range(4):
         set_gradients(params, step, bad=step == 1)
         optimizer.step()
-    assert len(seen) == 3
+    assert optimizer.skipped == 1
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(
