@@ -93,6 +93,32 @@ def test_gradients_may_be_of_float32_where_the_parameter_says_so():
     assert bits(own) == bits(others)
 
 
+def test_no_view_is_made_for_gradients_of_float32_that_compiled_code_reads(monkeypatch):
+    lucid_gpu.set_cpu_code("compiled")
+    own = made(torch.bfloat16)
+    for param in own:
+        param.grad_dtype = torch.float32
+    optimizer = ours.AdamW(own, lr=1e-3)
+    train(own, optimizer, [1], torch.float32)
+    monkeypatch.setattr("lucid_gpu.device.torch_tensors.as_array", None)
+    train(own, optimizer, [2], torch.float32)
+    assert optimizer.state[own[0]]["step"] == 2
+
+
+def test_gradients_of_whichever_type_are_read_as_what_they_are():
+    own, others = made(torch.bfloat16), made(torch.bfloat16)
+    for param in own:
+        param.grad_dtype = None
+    optimizers = ours.AdamW(own, lr=1e-3), ours.AdamW(others, lr=1e-3)
+    for params, optimizer in zip((own, others), optimizers, strict=True):
+        train(params, optimizer, [1, 2])
+    own[0].grad = own[0].grad.float()
+    before = bits(own)
+    with pytest.raises(ValueError, match=r"float32.* set .* grad_dtype = torch\.float32"):
+        optimizers[0].step()
+    assert bits(own) == before == bits(others)
+
+
 def test_another_type_of_gradients_is_taken_between_steps():
     own, others = made(torch.bfloat16), made(torch.bfloat16)
     optimizers = ours.AdamW(own, lr=1e-3), optim.AdamW(others, lr=1e-3)

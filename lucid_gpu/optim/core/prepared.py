@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gradient_table, keep
+from lucid_gpu.device import gradient_table, keep, torch_tensors
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
@@ -585,7 +585,12 @@ class PreparedStep:
         label = f"the gradient of parameter {tensor.name!r}"
         found = misfits(label, grad, tensor.data, dtype=wanted)
         if found and getattr(grad, "dtype", None) in gradient_dtypes(tensor.data.dtype):
-            found[-1] += f", or make the parameter with grad_dtype={grad.dtype.name!r}"
+            name = grad.dtype.name
+            found[-1] += (
+                f", or set the parameter's grad_dtype = torch.{name}"
+                if torch_tensors.is_tensor(tensor.param)
+                else f", or make the parameter with grad_dtype={name!r}"
+            )
         require(found)
 
     def _kept(self, tensor: Tensor) -> Mapping[str, Any]:
