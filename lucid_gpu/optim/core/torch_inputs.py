@@ -143,7 +143,7 @@ class TorchInputs(Inputs):
         back = None if axes is None else np.argsort(axes).tolist()
         return {n: array if back is None else array.transpose(back) for n, array in arrays.items()}
 
-    def note_writes(self, written: npt.NDArray[np.bool_]) -> None:
+    def tell_writes(self, written: npt.NDArray[np.bool_]) -> None:
         """Tell autograd that a step has written to some parameters."""
         own = self.params if written.all() else [self.params[i] for i in np.flatnonzero(written)]
         if not self._are_whole:
