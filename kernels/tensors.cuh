@@ -31,11 +31,13 @@ inline unsigned long long print(const Described& tensor) {
   return hash;
 }
 
-// Whether a gradient can be walked beside its parameter, element by element of their memory.
-inline bool are_alike(const Described& param, const Described& grad) {
+inline int kind(const Described& tensor) { return tensor.code * 256 + tensor.bits; }
+
+// Whether a gradient that is to be of some kind can be walked beside its parameter, element by
+// element of their memory.
+inline bool are_alike(const Described& param, const Described& grad, int wanted) {
   bool alike = param.device_type == grad.device_type && param.device == grad.device &&
-               param.code == grad.code && param.bits == grad.bits && param.lanes == grad.lanes &&
-               param.rank == grad.rank &&
+               kind(grad) == wanted && param.lanes == grad.lanes && param.rank == grad.rank &&
                reinterpret_cast<unsigned long long>(grad.address()) * 8 % grad.bits == 0;
   for (int axis = 0; alike && axis < param.rank; ++axis) {
     const bool is_walked = param.shape[axis] != 1;
@@ -46,12 +48,14 @@ inline bool are_alike(const Described& param, const Described& grad) {
 }
 
 // Where tensors were found, and how: of each parameter its address and the print of the rest; of each
-// gradient its address, and 0 if there is none, 3 if it is laid out as its parameter, else 1.
+// gradient its address, and 0 if there is none, 3 if it is laid out as its parameter, else 1. `kinds`
+// is what gradients are to be made of: that of their parameters if it is 0.
 struct Found {
   const void** places;
   unsigned long long* prints;
   const void** addresses;
   unsigned char* layouts;
+  const unsigned short* kinds;
 };
 
 // Looks at parameters and their gradients, and says what differs from what was found before: 1 if a
@@ -72,7 +76,7 @@ extern "C" long long look_at_tensors(int (*describe)(void*, Described*), void* c
     if (grads[i] != none) {
       if (describe(grads[i], &grad)) return -1;
       now->addresses[i] = grad.address();
-      now->layouts[i] = are_alike(param, grad) ? 3 : 1;
+      now->layouts[i] = are_alike(param, grad, now->kinds[i] ? now->kinds[i] : kind(param)) ? 3 : 1;
     }
     is_other |= now->places[i] != before->places[i] || now->prints[i] != before->prints[i];
     is_elsewhere |= now->addresses[i] != before->addresses[i];

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from lucid_gpu.device import gpu
+
+_version_of = attrgetter("_version")
 
 
 def module() -> Any:
@@ -107,6 +110,32 @@ def advice(tensor: Any) -> str:
     if tensor.device.type == "meta":
         return " on device meta, which has no memory (materialize the module with to_empty() first)"
     return f" of {tensor.dtype} on device {tensor.device} (make it float32 or float64 on cpu, cuda)"
+
+
+class Versions:
+    """What PyTorch counts of writes in place to tensors, to tell those of others from one's own.
+
+    Writes by way of ``tensor.data`` it does not count.
+
+    Args:
+        tensors: the tensors.
+    """
+
+    def __init__(self, tensors: Sequence[Any]) -> None:
+        self._tensors = list(tensors)
+        self._known = self._total()
+
+    def expect(self, writes: int) -> None:
+        """Take it that so many tensors were written once."""
+        self._known += writes
+
+    def have_changed(self) -> bool:
+        """Say whether any was written otherwise since this was last asked."""
+        known, self._known = self._known, self._total()
+        return known != self._known
+
+    def _total(self) -> int:
+        return sum(map(_version_of, self._tensors))  # each only grows
 
 
 def note_writes(tensors: Sequence[Any]) -> None:

@@ -45,24 +45,32 @@ class _Table(ctypes.Structure):
     ]
 
 
+KINDS = {"float16": 0x210, "bfloat16": 0x410, "float32": 0x220, "float64": 0x240}
+"""DLPack's code of a type times 256, and how many bits it has."""
+
+
 class Found:
     """Where tensors and their gradients were found, and how.
 
     Args:
         count: of the tensors.
+        kinds: of each, what its gradient is to be made of, one of :data:`KINDS`; 0 for what the
+            tensor is made of. None for that of all.
 
     Attributes:
         places: the address of each tensor.
         prints: of each, a number for its shape, strides, dtype and device.
         addresses: of the gradients; 0 for None.
-        layouts: of the gradients: 0 for None, 3 for that of its tensor, else 1.
+        layouts: of the gradients: 0 for None, 3 for that of its tensor if it is of its kind,
+            else 1.
         place: the address of a table of the addresses of these.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, kinds: Sequence[int] | None = None) -> None:
         self.places, self.prints, self.addresses = np.zeros((3, count), np.uint64)
         self.layouts = np.zeros(count, np.uint8)
-        columns = self.places, self.prints, self.addresses, self.layouts
+        self._kinds = np.array([0] * count if kinds is None else kinds, np.uint16)
+        columns = self.places, self.prints, self.addresses, self.layouts, self._kinds
         self._table = np.array([column.ctypes.data for column in columns], np.uint64)
         self.place: int = self._table.ctypes.data
 

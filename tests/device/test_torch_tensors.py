@@ -99,3 +99,15 @@ def test_a_write_that_is_noted_counts():
     param = torch.nn.Parameter(torch.ones(2))
     torch_tensors.note_writes([param])
     assert param._version == 1
+
+
+def test_writes_of_others_are_told_from_those_that_are_expected():
+    tensors = [torch.ones(2), torch.ones(3)]
+    versions = torch_tensors.Versions(tensors)
+    assert not versions.have_changed()
+    torch_tensors.note_writes(tensors)
+    versions.expect(2)
+    assert not versions.have_changed()
+    tensors[1].zero_()
+    assert versions.have_changed()
+    assert not versions.have_changed()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lucid_gpu
-from lucid_gpu.execution.tensor_look import Changes, Found, TensorLook
+from lucid_gpu.execution.tensor_look import KINDS, Changes, Found, TensorLook
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
 
@@ -100,6 +100,25 @@ def test_a_gradient_that_is_laid_out_otherwise_is_told_apart(kind):
     watched.grads[0] = UNLIKE[kind](watched.grads[0])
     watched.look()
     assert watched.found.layouts.tolist() == [1, 3]
+
+
+def test_a_gradient_may_be_asked_to_be_of_another_type_than_its_tensor():
+    tensors = [torch.ones(2, 3, dtype=torch.bfloat16) for _ in range(3)]
+    grads = [torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(2, 3).half()]
+    found, before = (Found(3, [KINDS["float32"], 0, KINDS["float32"]]) for _ in range(2))
+    look = TensorLook(torch.Tensor)
+    assert look.is_ready()
+    look.look(tensors, grads, before, found)
+    assert found.layouts.tolist() == [3, 3, 1]
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_kinds_are_those_of_dlpack(name):
+    found, before = Found(1, [KINDS[name]]), Found(1, [KINDS[name]])
+    look = TensorLook(torch.Tensor)
+    assert look.is_ready()
+    look.look([torch.ones(2)], [torch.ones(2, dtype=getattr(torch, name))], before, found)
+    assert found.layouts.tolist() == [3]
 
 
 def test_strides_of_axes_of_one_element_do_not_matter():

@@ -49,6 +49,8 @@ class Inputs:
         self._noted = gradient_table.Look([p.entry for p in self.params] if self.are_own else [])
         self._tokens = latest_changes()
         self._options = self._read_options()
+        self._watched = np.zeros(0, np.intp)
+        self._versions: torch_tensors.Versions | None = None
         self.data = self._read_data()
 
     def has_same_groups(self, groups: Sequence[dict[str, Any]]) -> bool:
@@ -133,7 +135,26 @@ class Inputs:
 
     def note_writes(self, written: npt.NDArray[np.bool_]) -> None:
         """Tell who must know that a step has written to some parameters."""
+        self.tell_writes(written)
+        if self._versions is not None:
+            self._versions.expect(int(np.count_nonzero(written[self._watched])))
+
+    def tell_writes(self, written: npt.NDArray[np.bool_]) -> None:
+        """Tell autograd that a step has written to some parameters."""
         self._tensors.note_writes(written)
+
+    def watch(self, positions: Sequence[int]) -> None:
+        """Watch tensors of PyTorch among these parameters for writes by others from now on."""
+        own = [i for i in positions if torch_tensors.is_tensor(self.params[i])]
+        self._watched = np.array(own, np.intp)
+        self._versions = torch_tensors.Versions([self.params[i] for i in own]) if own else None
+
+    def written_by_others(self) -> list[int]:
+        """Return the positions of tensors that others may have written to since the last call."""
+        if self._versions is None or not self._versions.have_changed():
+            return []
+        watched: list[int] = self._watched.tolist()
+        return watched
 
     def _read_data(self) -> list[Any]:
         return self._tensors.in_place_of([param.data for param in self.params])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lucid_gpu.device import gradient_table, keep
+from lucid_gpu.device import gradient_table, keep, torch_tensors
 from lucid_gpu.device.arrays import address, device_of
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
@@ -413,6 +413,8 @@ class PreparedStep:
             part.counts.admit(number, self._state.get(tensor.param, {}), lacks)
             self._waiting.append((part, number))
         self._admitted[positions] = True
+        known = [self._tensor(position) for position in np.flatnonzero(self._admitted).tolist()]
+        self.inputs.watch([own.position for own in known if "master" in (own.slots or {})])
 
     def _as_stored(self, tensor: Tensor, name: str, array: Any) -> Any:
         return None if array is None else making.cast(array, tensor.used[name])
@@ -443,14 +445,19 @@ class PreparedStep:
         if told:
             warn_stale(told)
 
-    def _forget_master(self, tensor: Tensor) -> None:
-        """Have what lies beside a parameter follow the data that has replaced other."""
-        slots = tensor.slots or {}
-        if "master_low" in slots:
-            making.fill_slot(slots["master_low"], 0)
-        elif "master" in slots and making.is_stale(slots["master"], tensor.data):
-            warn_stale([tensor.name])
-            making.fill_slot(slots["master"], tensor.data)
+    def _follow_data(self, tensors: Sequence[Tensor]) -> None:
+        """Have what lies beside parameters follow data that was replaced or written by others."""
+        stale = []
+        for tensor in tensors:
+            slots = tensor.slots or {}
+            if "master_low" in slots:
+                making.fill_slot(slots["master_low"], 0)
+            elif "master" in slots and making.is_stale(slots["master"], tensor.data):
+                stale.append(tensor)
+        if stale:
+            warn_stale([tensor.name for tensor in stale])
+        for tensor in stale:
+            making.fill_slot((tensor.slots or {})["master"], tensor.data)
 
     def _attach(self) -> None:
         """Put the slots of tensors that were admitted into the state."""
@@ -493,8 +500,10 @@ class PreparedStep:
             self._note_making(tensor.param, array)
             part, number = self._place[position]
             tensor.data = part.group.params[number] = array
-            self._forget_master(tensor)
             renewed.setdefault(id(part), (part, []))[1].append(number)
+        # A split parameter needs no watch: its lower half changes what was written by half a bit.
+        others = dict.fromkeys([*moved, *self.inputs.written_by_others()])
+        self._follow_data([self._tensor(position) for position in others])
         if moved:
             admitted = np.flatnonzero(self._admitted).tolist()
             require_apart([self._tensor(position) for position in admitted])
@@ -585,7 +594,12 @@ class PreparedStep:
         label = f"the gradient of parameter {tensor.name!r}"
         found = misfits(label, grad, tensor.data, dtype=wanted)
         if found and getattr(grad, "dtype", None) in gradient_dtypes(tensor.data.dtype):
-            found[-1] += f", or make the parameter with grad_dtype={grad.dtype.name!r}"
+            name = grad.dtype.name
+            found[-1] += (
+                f", or set the parameter's grad_dtype = torch.{name}"
+                if torch_tensors.is_tensor(tensor.param)
+                else f", or make the parameter with grad_dtype={name!r}"
+            )
         require(found)
 
     def _kept(self, tensor: Tensor) -> Mapping[str, Any]:
@@ -599,10 +613,11 @@ class PreparedStep:
 
 def warn_stale(names: Sequence[str]) -> None:
     """Warn that parameters were given values that their masters do not have."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     warn_caller(
-        f"the data of {', '.join(map(repr, names))} was replaced, so that the float32 master kept "
-        "of it was stale: it was made anew from the data; load the state that belongs to it with "
-        "load_state_dict() to keep the exact values"
+        f"the data of {', '.join(map(repr, names[:8]))}{more} was replaced or written to, so that "
+        "the float32 master kept of it was stale: it was made anew from the data; load the state "
+        "that belongs to it with load_state_dict() to keep the exact values"
     )
 
 

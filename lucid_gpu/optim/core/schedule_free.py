@@ -9,6 +9,7 @@ from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.fused import FrameOptions, FusedOptimizer
+from lucid_gpu.optim.core.slots import fill_slot
 
 
 class ScheduleFree(FusedOptimizer):
@@ -84,8 +85,10 @@ class ScheduleFree(FusedOptimizer):
             beta = self.beta(group)
             weight = 1 - beta if train_mode else 1 - 1 / beta
             for param in group["params"]:
-                if param in self.state and "z" in self.state[param]:
-                    _approach(as_array(param.data), as_array(self.state[param]["z"]), weight)
+                slots = self.state.get(param, {})
+                if "z" in slots:
+                    arrays = {n: as_array(slots[n]) for n in ("z", "master") if n in slots}
+                    _exchange(as_array(param.data), arrays, weight, train_mode)
                     if torch_tensors.is_tensor(param):
                         torch_tensors.note_writes(torch_tensors.parts(param))
             group["train_mode"] = train_mode
@@ -108,6 +111,18 @@ def averaging(
     weight = t ** options["r"] * lr_max ** options["weight_lr_power"]
     total = carry["weight_sum"] + weight
     return lr, weight / total if total else 0.0, {"weight_sum": total, "lr_max": lr_max}
+
+
+def _exchange(data: Any, slots: Mapping[str, Any], weight: float, train_mode: bool) -> None:
+    """Have data hold the averages, or, with ``train_mode``, the points of gradients again."""
+    if "master" not in slots:
+        _approach(data, slots["z"], weight)
+    elif train_mode:  # the master has been holding them
+        fill_slot(data, slots["master"])
+    else:
+        moved = transfer.copy(slots["master"], device_of(data))
+        _approach(moved, slots["z"], weight)
+        fill_slot(data, moved)
 
 
 def _approach(data: Any, target: Any, weight: float) -> None:

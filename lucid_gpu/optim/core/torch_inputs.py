@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lucid_gpu.device import torch_tensors
 from lucid_gpu.device.arrays import C_ORDER, STRIDED, as_array, contiguity, is_array
 from lucid_gpu.device.gradient_table import ABSENT
-from lucid_gpu.execution.tensor_look import Changes, Found, TensorLook
+from lucid_gpu.execution.tensor_look import KINDS, Changes, Found, TensorLook
 from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.storing import gradient_dtype
 
@@ -49,9 +49,16 @@ class TorchInputs(Inputs):
         self._is_empty = np.zeros(count, np.bool_)
         self._odd: set[int] = set()
         tensors = self._tensors_now()
-        self._readable = [i for i, own in enumerate(tensors) if as_array(own) is not None]
+        arrays = [*map(as_array, tensors)]
+        self._readable = [i for i, array in enumerate(arrays) if array is not None]
         self._are_readable = len(self._readable) == count
-        self._found, self._before = Found(len(self._readable)), Found(len(self._readable))
+        self._types = self._gradient_types(arrays)
+        self._made_of = [own and getattr(torch, own.name, None) for own in self._types]
+        kinds = [
+            KINDS[own.name] if own is not None and array is not None and own != array.dtype else 0
+            for own, array in zip(self._types, arrays, strict=True)
+        ]
+        self._found, self._before = Found(count, kinds), Found(count, kinds)
         self._changes: Changes | None = None
         self._layouts_now: npt.NDArray[np.uint8] | None = None  # the same object while they stay
         self._pending: list[Any] | None = None
@@ -60,7 +67,6 @@ class TorchInputs(Inputs):
         self._places, self._shapes = self._look(tensors)
         self._are_prints_known = self._look_compiled(tensors) is not None
         self._pending = None
-        self._types = self._gradient_types()
 
     def take_data(self) -> list[int]:
         """Look at all parameters and return the positions of those that hold other data."""
@@ -114,10 +120,9 @@ class TorchInputs(Inputs):
             return self._found.addresses, self._layouts_now
         try:
             addresses = np.fromiter(map(self._address_of, held), np.uint64, len(held))
-            if not self._odd and all(map(self._is_contiguous, held)):
-                layouts = self._dense
-            else:
-                layouts = self._layouts(held)
+            are_plain = not self._odd and all(map(self._is_contiguous, held))
+            is_alike = are_plain and [grad.dtype for grad in held] == self._made_of
+            layouts = self._dense if is_alike else self._layouts(held)
         except (TypeError, RuntimeError):  # one is None, or has no address
             return self._one_by_one(held)
         # No address, although there are elements, must not be taken for no gradient.
@@ -126,7 +131,7 @@ class TorchInputs(Inputs):
 
     def have_other_types(self) -> bool:
         """Say whether gradients are asked to have other dtypes than when this was made."""
-        return self._gradient_types() != self._types
+        return self._gradient_types(self.data) != self._types
 
     def arrays(self, position: int, slots: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return slots as arrays, with their axes in the order of the parameter's."""
@@ -138,7 +143,7 @@ class TorchInputs(Inputs):
         back = None if axes is None else np.argsort(axes).tolist()
         return {n: array if back is None else array.transpose(back) for n, array in arrays.items()}
 
-    def note_writes(self, written: npt.NDArray[np.bool_]) -> None:
+    def tell_writes(self, written: npt.NDArray[np.bool_]) -> None:
         """Tell autograd that a step has written to some parameters."""
         own = self.params if written.all() else [self.params[i] for i in np.flatnonzero(written)]
         if not self._are_whole:
@@ -176,10 +181,10 @@ class TorchInputs(Inputs):
         self._found, self._before = found, before
         return changes
 
-    def _gradient_types(self) -> list[Any]:
+    def _gradient_types(self, arrays: Sequence[Any]) -> list[Any]:
         return [
-            gradient_dtype(param, data.dtype) if is_array(data) else None
-            for param, data in zip(self.params, self.data, strict=True)
+            gradient_dtype(param, array.dtype) if is_array(array) else None
+            for param, array in zip(self.params, arrays, strict=True)
         ]
 
     def _meet(self, position: int, tensor: Any) -> None:
@@ -188,10 +193,9 @@ class TorchInputs(Inputs):
         self.data[position] = data = self._view(position, tensor)
         is_array = data is not tensor
         self._dense[position] = STRIDED | (contiguity(data) & C_ORDER if is_array else 0)
-        self._low_bits[position] = data.dtype.itemsize - 1 if is_array else 0
+        self._low_bits[position] = self._types[position].itemsize - 1 if is_array else 0
         self._is_empty[position] = is_array and data.size == 0
-        has_own_type = getattr(tensor, "grad_dtype", tensor.dtype) is tensor.dtype
-        if self._axes[position] is None and self._dense[position] == DENSE and has_own_type:
+        if self._axes[position] is None and self._dense[position] == DENSE:
             self._odd.discard(position)
         else:
             self._odd.add(position)
@@ -206,16 +210,19 @@ class TorchInputs(Inputs):
         return array.transpose(axes) if fits else array
 
     def _layouts(self, held: Sequence[Any]) -> npt.NDArray[np.uint8]:
-        are_dense = np.fromiter(map(self._is_contiguous, held), np.bool_, len(held))
+        are_dense = np.array([*map(self._is_dense, range(len(held)), held)], np.bool_)
         layouts = np.where(are_dense, np.uint8(DENSE), np.uint8(STRIDED))
         for position in {*np.flatnonzero(~are_dense).tolist(), *self._odd}:
             layouts[position] = self._layout(position, held[position])
         return layouts
 
+    def _is_dense(self, position: int, grad: Any) -> bool:
+        return grad.dtype is self._made_of[position] and self._is_contiguous(grad)
+
     def _layout(self, position: int, grad: Any) -> int:
         """Return the layout of a gradient; STRIDED for one that has to be looked at closer."""
         array = self._view(position, grad)
-        is_alike = array is not grad and array.dtype == self.data[position].dtype
+        is_alike = array is not grad and array.dtype == self._types[position]
         return contiguity(array) if is_alike else STRIDED
 
     def _one_by_one(
@@ -232,7 +239,7 @@ class TorchInputs(Inputs):
                 continue
             if place[0] or self._is_empty[position]:
                 addresses[position] = place[0]
-                is_plain = position not in self._odd and grad.is_contiguous()
+                is_plain = position not in self._odd and self._is_dense(position, grad)
                 layouts[position] = DENSE if is_plain else self._layout(position, grad)
         return addresses, layouts
 

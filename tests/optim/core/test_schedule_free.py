@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -56,6 +57,23 @@ def test_train_brings_back_the_points_of_gradients(rule, device):
     optimizer.train()
     np.testing.assert_allclose(param.numpy(), before, rtol=1e-14)
     assert z(optimizer, param).tolist() == iterate.tolist()
+
+
+@each_rule
+def test_a_parameter_of_16_bits_comes_back_as_its_master_has_it(rule):
+    param = Parameter(np.linspace(1, 2, 500).astype(ml_dtypes.bfloat16))
+    optimizer = rule([param], lr=0.1)
+    for number in range(4):
+        param.grad = np.cos(np.arange(500) + number).astype(ml_dtypes.bfloat16)
+        optimizer.step()
+    before, master = param.numpy().copy(), optimizer.state[param]["master"].copy()
+    iterate = z(optimizer, param)
+    optimizer.eval()
+    averages = master + (1 - 1 / 0.9) * (iterate - master)
+    np.testing.assert_allclose(param.numpy().astype(float), averages, rtol=2**-8)
+    assert (param.numpy() != before).any()
+    optimizer.train()
+    assert (param.numpy() == before).all()
 
 
 @each_rule

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import lucid_gpu
 from lucid_gpu import Parameter, optim
 from lucid_gpu.checkpoint import Checkpointer
-from lucid_gpu.optim.core.torch_inputs import TorchInputs
+from lucid_gpu.device.arrays import STRIDED
+from lucid_gpu.optim.core.torch_inputs import DENSE, TorchInputs
 from tests import rules
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
@@ -288,6 +289,21 @@ def test_gradients_that_stay_are_not_looked_for_again():
         assert inputs.gradients_may_have_moved()
     finally:
         lucid_gpu.set_cpu_code(None)
+
+
+def test_a_gradient_of_another_type_is_told_apart_from_python_too():
+    params = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2)]
+    params[1].grad_dtype = torch.float32
+    params[0].grad, params[1].grad = torch.ones(3, dtype=torch.bfloat16), torch.ones(3)
+    inputs = TorchInputs([{"params": params, "param_names": ["a", "b"]}], [])
+    _, layouts = inputs.noted_gradients(inputs.hold(True))
+    assert layouts.tolist() == [DENSE, DENSE]
+    for param, dtype in zip(params, (torch.float32, torch.bfloat16), strict=True):
+        param.grad = None
+        param.grad_dtype = dtype
+        param.grad = torch.ones(3, dtype=dtype)
+    _, layouts = inputs.noted_gradients(inputs.hold(True))
+    assert layouts.tolist() == [STRIDED, STRIDED]
 
 
 def of_arrays(params, **options):
