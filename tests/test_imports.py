@@ -28,7 +28,7 @@ LAYERS = {
     "amp": {"device", "execution", "gradients", "optim"},
     "schedules": {"optim"},
     "checkpoint": {"device", "parameter"},
-    "torch": {"device", "optim"},
+    "torch": {"device", "execution", "optim"},
 }
 """For each part of the package, the other parts that it may import."""
 
