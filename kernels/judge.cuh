@@ -3,12 +3,15 @@
 #pragma once
 
 struct Judged {
-  const float* scale;  // by which the loss was multiplied; null for 1
-  int* found;          // set to 1 if elements are not finite, or null; read if `heeds` is
-  Outcome* outcome;    // null where nothing is judged
+  const float* scale;       // by which the loss was multiplied; null for 1
+  int* found;               // set to 1 if elements are not finite, or null
+  const int* heeded;        // whether some were not before they were unscaled, or null
+  Outcome* outcome;         // null where nothing is judged
+  const long long* counts;  // of elements that are not finite, of each gradient
+  long long* culprits;      // the same of the first step that is skipped
+  long long tensors;
   double max_norm;  // 0 for no bound
-  int may_skip;
-  int heeds;  // whether what was found before counts, too
+  long long may_skip;
 };
 
 // Writes what the squares of all gradients, as they are, add up to, and how many elements are not
@@ -17,7 +20,7 @@ __device__ inline void judge(const Judged& judged, double total, long long count
   if (!judged.outcome) return;
   const double scale = judged.scale ? double(*judged.scale) : 1.0;
   // What PyTorch has found is a float, whose bits are 0 if it is.
-  const bool is_bad = count > 0 || (judged.heeds && *judged.found != 0);
+  const bool is_bad = count > 0 || (judged.heeded && *judged.heeded != 0);
   Outcome& outcome = *judged.outcome;
   outcome.norm = sqrt(total) / scale;
   outcome.factor = 1.0 / scale;
@@ -30,6 +33,11 @@ __device__ inline void judge(const Judged& judged, double total, long long count
   outcome.scale = float(scale);
   outcome.skipped = judged.may_skip && is_bad;
   outcome.skips += outcome.skipped;
+  outcome.judged += 1;
+  if (outcome.skipped && !outcome.first_skip) {
+    outcome.first_skip = outcome.judged;
+    for (long long i = 0; i < judged.tensors; ++i) judged.culprits[i] = __ldcg(judged.counts + i);
+  }
   if (judged.found && count > 0) *judged.found = 1;
 }
 

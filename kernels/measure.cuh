@@ -21,6 +21,15 @@ struct Concluded {
   Judged judged;
 };
 
+struct Gathered {
+  const double* sums;       // of each device, of each tensor
+  const long long* counts;  // likewise
+  const int* rows;          // which device has each tensor
+  long long tensors;
+  double* to_sums;
+  long long* to_counts;
+};
+
 // A lane's part. The square of anything but a double is exact in double, where to multiply and add
 // in one operation rounds as to do so in two.
 struct Lane {
@@ -125,4 +134,13 @@ __global__ void __launch_bounds__(kLanes) conclude(const __grid_constant__ Concl
   *argument.total = total;
   if (argument.total_count) *argument.total_count = count;
   judge(argument.judged, total, count);
+}
+
+// One block puts what several devices have measured in the order of the tensors.
+__global__ void __launch_bounds__(kLanes) gather(const __grid_constant__ Gathered argument) {
+  for (long long i = threadIdx.x; i < argument.tensors; i += kLanes) {
+    const long long from = argument.rows[i] * argument.tensors + i;
+    argument.to_sums[i] = argument.sums[from];
+    argument.to_counts[i] = argument.counts[from];
+  }
 }

@@ -29,11 +29,13 @@ struct Row {
   }
 };
 
-// What the gradients of a step amount to; lucid_gpu/execution/outcome.py has the same members.
+// What the gradients of a step amount to; lucid_gpu/execution/cuda_outcomes.py has the same members.
 struct Outcome {
-  double factor;        // of every gradient
-  double norm;          // of all of them
-  long long nonfinite;  // elements that are infinite or NaN
+  double factor;         // of every gradient
+  double norm;           // of all of them
+  long long nonfinite;   // elements that are infinite or NaN
+  long long judged;      // steps so far, with this one
+  long long first_skip;  // which of them was the first to be skipped, from 1; 0 for none
   float single_factor;  // rounded once
   float scale;
   int skips;    // steps skipped so far

@@ -11,8 +11,9 @@ import numpy as np
 
 from lucid_gpu.device import gpu, kernels, transfer
 from lucid_gpu.device.arrays import as_array, device_of
-from lucid_gpu.execution import formats, outcome
+from lucid_gpu.execution import cuda_outcomes, formats
 from lucid_gpu.execution.measured import Measured
+from lucid_gpu.execution.outcome import Terms
 from lucid_gpu.gradients.inputs import gradients_of
 from lucid_gpu.optim import FusedOptimizer, Optimizer
 from lucid_gpu.optim.core import checks
@@ -36,11 +37,20 @@ class _Stage(Enum):
 
 
 class _Run:
-    """The step of one optimizer: its stage, and whether an element was not finite."""
+    """The step of one optimizer.
+
+    Attributes:
+        stage: how far it is.
+        found: whether an element was not finite when they were unscaled, in an array; or None.
+        home: where the kernels of the step note whether one was not; None if they do not.
+        is_recorded: whether a CUDA graph repeats it.
+    """
 
     def __init__(self) -> None:
         self.stage = _Stage.READY
         self.found: Any = None
+        self.home: str | None = None
+        self.is_recorded = False
 
 
 class GradScaler:
@@ -49,6 +59,10 @@ class GradScaler:
     The names, stages and errors are PyTorch's; nothing waits for a GPU but :meth:`get_scale` and
     :meth:`state_dict`. For a fused optimizer, :meth:`step` divides, looks, clips and updates in the
     kernels of the step, and ``grad`` stays as it is.
+
+    After an ordinary iteration, :meth:`scale`, :meth:`step` of a fused optimizer and :meth:`update`
+    may be recorded in a CUDA graph, with the factors and the interval that they then have; or
+    :meth:`step` alone, with :meth:`update` after each launch.
 
     Args:
         device: where the scale is while nothing but numbers were scaled: ``"cpu"`` or
@@ -104,6 +118,7 @@ class GradScaler:
         self._scale: Any = None
         self._tracker: Any = None
         self._init_tracker = 0
+        self._found: dict[str, Any] = {}
         self._runs: dict[int, tuple[Any, _Run]] = {}
 
     def is_enabled(self) -> bool:
@@ -200,14 +215,11 @@ class GradScaler:
         if run.stage is _Stage.STEPPED:
             raise RuntimeError("step() has already been called since the last update().")
         self._require_scale("step")
-        home = _home_of(optimizer)
-        if home is None:
+        if _home_of(optimizer) is None:
             raise AssertionError("No inf checks were recorded for this optimizer.")
         is_unscaled = run.stage is _Stage.UNSCALED
         if isinstance(optimizer, FusedOptimizer):
-            run.found = self._found(home) if run.found is None else run.found
-            scale = None if is_unscaled else transfer.to(self._scale, home)
-            with optimizer.scaled_by(scale, run.found, heeds=is_unscaled):
+            with optimizer.scaled_by(lambda home: self._terms(home, run)):
                 result = optimizer.step(*args, **kwargs)
         else:
             if not is_unscaled:
@@ -232,20 +244,15 @@ class GradScaler:
         self._require_scale("update")
         if new_scale is not None:
             _require_positive("new_scale", new_scale)
+            gpu.refuse_capture("update(new_scale)", [device_of(self._scale)])
             self._scale.fill(new_scale)
+            self._forget_found(self._found)
         else:
-            home = device_of(self._scale)
-            found = [
-                transfer.to(run.found, home)
-                for _, run in self._runs.values()
-                if run.found is not None
-            ]
-            if not found:
-                raise AssertionError("No inf checks were recorded prior to update.")
-            with gpu.on(home):
-                total = found[0] if len(found) == 1 else sum(found[1:], found[0].copy())
-                self._adjust(home, total)
-        self._runs.clear()
+            self._update()
+        is_recorded = gpu.is_capturing([device_of(self._scale)])
+        self._runs = {
+            key: kept for key, kept in self._runs.items() if kept[1].is_recorded and not is_recorded
+        }
 
     def get_scale(self) -> float:
         """Return the scale; waits for the GPU."""
@@ -301,6 +308,7 @@ class GradScaler:
         """Make the scale, where the first outputs are."""
         if self._scale is None:
             home = self._device or home or gpu.default()
+            gpu.refuse_capture("the first scale", [home])
             with gpu.on(home):
                 xp = gpu.module(home)
                 self._scale = xp.full(1, self._options["init_scale"], np.float32)
@@ -314,12 +322,50 @@ class GradScaler:
             )
 
     def _run_of(self, optimizer: Any) -> _Run:
-        return self._runs.setdefault(id(optimizer), (optimizer, _Run()))[1]
+        _, run = self._runs.get(id(optimizer), (None, None))
+        if run is None or run.is_recorded:
+            run = _Run()
+            self._runs[id(optimizer)] = optimizer, run
+        return run
 
-    @staticmethod
-    def _found(home: str) -> Any:
+    def _terms(self, home: str, run: _Run) -> Terms:
+        """Return by what the gradients of a step are judged on a device."""
+        is_unscaled = run.stage is _Stage.UNSCALED
+        run.is_recorded = gpu.is_capturing([home])
+        if run.is_recorded and (home not in self._found or device_of(self._scale) != home):
+            raise RuntimeError(
+                f"a CUDA graph records a step with gradients on {home} after an ordinary one with "
+                f"the same scaler, whose scale is there, too; it is on {device_of(self._scale)}"
+            )
+        if home not in self._found:
+            with gpu.on(home):
+                self._found[home] = gpu.module(home).zeros(1, np.int32)
+        run.home = home
+        scale = None if is_unscaled else transfer.to(self._scale, home)
+        heeded = transfer.to(run.found, home) if is_unscaled else None
+        return Terms(None, True, scale, self._found[home], heeded)
+
+    def _update(self) -> None:
+        """Move the scale by what the steps since the last time have found."""
+        runs = [run for _, run in self._runs.values()]
+        homes = dict.fromkeys(run.home for run in runs if run.home is not None)
+        founds = [self._found[own] for own in homes]
+        every = founds + [run.found for run in runs if run.found is not None]
+        if not every:
+            raise AssertionError("No inf checks were recorded prior to update.")
+        home = device_of(self._scale)
+        if len(every) > 1 or device_of(every[0]) != home:
+            gpu.refuse_capture("an update for what was found on several devices", [home])
         with gpu.on(home):
-            return gpu.module(home).zeros(1, np.int32)
+            first, *others = (transfer.to(found, home) for found in every)
+            self._adjust(home, sum(others, first.copy()) if others else first)
+        if others or home not in homes:  # else the adjustment has
+            self._forget_found(homes)
+
+    def _forget_found(self, homes: Iterable[str]) -> None:
+        for home in homes:
+            with gpu.on(home):
+                self._found[home].fill(0)
 
     def _unscale(self, grads: list[Any], run: _Run) -> None:
         measured = Measured(grads)
@@ -337,6 +383,7 @@ class GradScaler:
         )
         if home == "cpu":
             if found[0]:
+                found[0] = 0
                 self._scale *= np.float32(backoff)
                 self._tracker[0] = 0
                 return
@@ -353,7 +400,7 @@ class GradScaler:
         for name, array in arrays.items():
             argument[name] = array.data.ptr
         argument["growth"], argument["backoff"], argument["interval"] = growth, backoff, interval
-        kernel = kernels.kernel(outcome.source(), "adjust")
+        kernel = kernels.kernel(cuda_outcomes.source(), "adjust")
         kernel((1,), (1,), (argument.view(f"V{ADJUSTED.itemsize}"),))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -131,8 +132,8 @@ class CudaExecutor:
                 self._use.stream()
             self._single.launch(rows, row_of[self._strided], handed.address)
 
-    def capture(self) -> None:
-        """Record the launch in the graph that the current stream records.
+    def require_capturable(self) -> None:
+        """Raise if the launch cannot be recorded in a graph.
 
         Raises:
             RuntimeError: a tensor is not contiguous: its scalars would be frozen in the graph; or
@@ -149,16 +150,31 @@ class CudaExecutor:
                     f"the parameters on {self._home} step on a stream that records no graph: "
                     "capture one optimizer for each device"
                 )
-            self._fused.capture()
 
-    def upload(self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32]) -> None:
+    def capture(self, handed: Handed = PLAIN) -> None:
+        """Record the launch in the graph that the current stream records.
+
+        Args:
+            handed: what the gradients amount to.
+        """
+        with gpu.on(self._home):
+            self._fused.capture(handed)
+
+    def upload(
+        self, rows: npt.NDArray[Any], row_of: npt.NDArray[np.int32], handed: Handed = PLAIN
+    ) -> None:
         """Bring scalars and gradient addresses to the device, for the next replay.
 
         Raises:
             RuntimeError: there are more rows than the table has room for that the graph reads.
         """
         with gpu.on(self._home):
-            self._fused.upload(rows, row_of[self._dense], is_replay=True)
+            self._fused.upload(rows, row_of[self._dense], handed, is_replay=True)
+
+    @property
+    def room(self) -> int:
+        """How many rows there may be in a replay."""
+        return self._fused.room
 
     def _fused_launch(self, tensors: TensorGroup) -> FusedLaunch:
         return FusedLaunch(tensors, self._use)
@@ -210,6 +226,7 @@ class FusedLaunch:
         self._compute = tensors.storage.compute
         self._row_bytes = len(_plan.row_fields(tensors.rule)) * self._compute.itemsize
         self._argument = np.zeros((), _plan.ARGUMENT)
+        self._carried = self._argument["carried"].view(self._compute)
         # Named as records, NumPy would describe each member anew at every launch.
         self._by_value = self._argument.view(f"V{_plan.ARGUMENT.itemsize}")
         self._argument["chunks"] = self._chunks.data.ptr
@@ -253,13 +270,11 @@ class FusedLaunch:
         base = self._table.device.data.ptr
         self._argument["grads"] = base + self._split
         self._argument["rows"] = base + numbers
-        is_carried = scalars <= _plan.CARRIED_BYTES
-        self._carried = self._argument["carried"].view(self._compute) if is_carried else None
-        self._argument["table"] = 0 if is_carried else base
         self._gradients_moved = self._rows_moved = True
         self._is_captured = False  # a graph reads the table before this one
 
-    def _make_room(self, rows: int) -> None:
+    def _make_room(self, rows: int, handed: Handed) -> None:
+        rows = max(rows, (handed.stride or rows) * handed.sets)
         if rows > self._capacity:
             grads = self._grads
             self._make_table(max(rows, 2 * self._capacity))
@@ -288,39 +303,41 @@ class FusedLaunch:
         """Launch the kernel with the scalars of each row."""
         if self._plan is None:
             return
-        self._make_room(len(rows))
         self._argument["outcome"] = handed.address
-        ahead = handed.base, handed.stride
-        if self._ahead[0].tolist() != ahead:
-            self._ahead[0] = ahead
-            self._rows_moved = True
-        if self._carried is None:
-            self.upload(rows, row_of)
+        if rows.nbytes > _plan.CARRIED_BYTES:
+            self.upload(rows, row_of, handed)
+            self._argument["table"] = self._table.device.data.ptr
             stream = self._use.stream()
         else:
+            self._make_room(len(rows), handed)
+            self._argument["table"] = 0
             stream = self._use.stream()
             values = rows.reshape(-1)
             self._carried[: len(values)] = values
             self._take_rows(row_of)
+            self._take_ahead(handed)
             self._upload_tensors(stream)
         self._launch(stream)
 
-    def capture(self) -> None:
+    def capture(self, handed: Handed = PLAIN) -> None:
         """Launch the kernel with scalars that :meth:`upload` brings."""
         if self._plan is None:
             return
         self._argument["table"] = self._table.device.data.ptr
-        try:
-            self._launch(self._use.stream())
-        finally:
-            if self._carried is not None:
-                self._argument["table"] = 0
+        self._argument["outcome"] = handed.address
+        self._launch(self._use.stream())
         self._is_captured = True
+
+    @property
+    def room(self) -> int:
+        """How many rows the table has room for."""
+        return sys.maxsize if self._plan is None else self._capacity
 
     def upload(
         self,
         rows: npt.NDArray[Any],
         row_of: npt.NDArray[np.int32],
+        handed: Handed = PLAIN,
         is_replay: bool = False,
     ) -> None:
         """Bring scalars, rows and gradient addresses to the table, as far as they changed."""
@@ -331,11 +348,13 @@ class FusedLaunch:
                 "tensors step in more different ways, now or since the capture, than the captured "
                 "graph has room for: capture it anew"
             )
-        self._make_room(len(rows))
+        if not is_replay:
+            self._make_room(len(rows), handed)
         values = rows.reshape(-1)
         are_new = not np.array_equal(values, self._scalars[: len(values)])
         self._scalars[: len(values)] = values
         self._take_rows(row_of)
+        self._take_ahead(handed)
         stream = self._use.stream()
         if are_new and self._gradients_moved:
             self._table.upload(0, len(self._table.host), stream)
@@ -347,6 +366,12 @@ class FusedLaunch:
     def _take_rows(self, row_of: npt.NDArray[np.int32]) -> None:
         if not np.array_equal(row_of, self._rows):
             self._rows[:] = row_of
+            self._rows_moved = True
+
+    def _take_ahead(self, handed: Handed) -> None:
+        ahead = handed.base, handed.stride
+        if self._ahead[0].tolist() != ahead:
+            self._ahead[0] = ahead
             self._rows_moved = True
 
     def _upload_tensors(self, stream: Any) -> None:

@@ -18,8 +18,8 @@ from lucid_gpu.execution.plan import FOLDING
 from lucid_gpu.execution.sources import joined
 
 JUDGED = np.dtype(
-    [(name, "u8") for name in ("scale", "found", "outcome")]
-    + [("max_norm", "f8"), ("may_skip", "i4"), ("heeds", "i4")]
+    [(name, "u8") for name in ("scale", "found", "heeded", "outcome", "counts", "culprits")]
+    + [("tensors", "i8"), ("max_norm", "f8"), ("may_skip", "i8")]
 )
 """What an outcome is worked out from: ``Judged`` of ``kernels/judge.cuh``."""
 
@@ -69,6 +69,7 @@ class CudaSums:
         counts: of elements that are not finite, of each gradient, int64.
         total: the sums, folded: an array of one element.
         total_count: the counts added up, likewise.
+        is_capture_current: whether the tables are those that the last captured graph reads.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class CudaSums:
             self._records = self._layouts.records
             self._runs = [self._run(*run) for run in plan.runs if run[1] < run[2]]
         self._has_moved = True
+        self.is_capture_current = False
 
     def take(self, grads: Sequence[Any]) -> None:
         """Take the gradients from now on; None counts as zeros. Their memory is not kept."""
@@ -144,6 +146,7 @@ class CudaSums:
         """
         with gpu.on(self._home):
             self._launch(self._use.stream(), judged)
+        self.is_capture_current = True
 
     def change(self, how: str, number: Any) -> None:
         """Change the gradients that were taken, in place.
@@ -179,6 +182,7 @@ class CudaSums:
             self._axes = StagedTable(2 * len(content), self._use)
             for run in self._runs:
                 run.argument["axes"] = self._axes.device.data.ptr
+            self.is_capture_current = False
         self._axes.host[: len(content)] = content
         self._axes.upload(0, len(content), self._use.stream())
         self._records = records

@@ -37,7 +37,7 @@ class StreamedExecutor(CudaExecutor):
 
     _fused: _StreamedLaunch
 
-    def capture(self) -> None:
+    def require_capturable(self) -> None:
         """Refuse to be recorded in a graph.
 
         Raises:

@@ -11,6 +11,7 @@ import torch
 
 from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.device.arrays import address
+from lucid_gpu.execution.outcome import Terms
 from lucid_gpu.optim import FusedOptimizer
 from lucid_gpu.optim.core import storing
 from lucid_gpu.optim.core.groups import named
@@ -73,11 +74,15 @@ class Engine(FusedOptimizer):
             if scale is None and found is None:
                 self.advance()
                 return
-            home = min(devices, default="cpu")
             # They are launched on before PyTorch can reuse their memory, which follows the stream.
-            scale, found = _single("grad_scale", scale, home), _single("found_inf", found, home)
-            places = _handed(scale, home), _handed(found, home)
-            with self.scaled_by(*places, heeds=found is not None, are_checked=found is not None):
+            held: list[torch.Tensor | None] = []
+
+            def terms_on(home: str) -> Terms:
+                held[:] = _single("grad_scale", scale, home), _single("found_inf", found, home)
+                own_scale, own_found = (_handed(each, home) for each in held)
+                return Terms(None, True, own_scale, None, own_found, found is not None)
+
+            with self.scaled_by(terms_on):
                 self.advance()
 
     def cuda_devices(self) -> set[str]:

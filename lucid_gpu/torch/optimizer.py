@@ -98,6 +98,20 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """How many steps were skipped since this optimizer was made; waits for a GPU to know."""
         return self._engine.skipped
 
+    @property
+    def steps_taken(self) -> int:
+        """How many steps were not, replays of graphs among them; waits for a GPU to know."""
+        return self._engine.steps_taken
+
+    @property
+    def first_skip(self) -> str | None:
+        """Which step was skipped first, and why; None for none. Waits for a GPU to know.
+
+        As :attr:`lucid_gpu.optim.FusedOptimizer.first_skip`; a scaler of PyTorch does not tell
+        which gradient was not finite.
+        """
+        return self._engine.first_skip
+
     def report(self) -> dict[str, dict[str, Any]]:
         """Return of each parameter what the last measured step saw; waits for a GPU to know.
 

@@ -38,6 +38,11 @@ class MemoryPointer:
         MACHINE.record.downloads.append(size)
         self._submit(stream, ctypes.memmove, mem, self.ptr, size)
 
+    def copy_from_device_async(self, src: MemoryPointer, size: int, stream=None) -> None:
+        if max(self.ptr + size - self._end, src.ptr + size - src._end) > 0:
+            raise ValueError(f"a copy of {size} bytes runs past the end of a device array")
+        self._submit(stream, ctypes.memmove, self.ptr, src.ptr, size)
+
     def memset_async(self, value: int, size: int, stream=None) -> None:
         self._submit(stream, ctypes.memset, self.ptr, value, size)
 

@@ -58,7 +58,13 @@ def _measuring_lines(step: PreparedStep) -> list[str]:
         done.append(f"clipped to the norm {terms.max_norm}")
     if terms.may_skip:
         done.append("skipped unless all elements are finite")
-    return [f"gradients are measured first: {', '.join(done)}"] if done else []
+    if not done:
+        return []
+    places = sorted({part.device for part in step.parts})
+    gathered = f"  sums of {' and '.join(places)} are gathered on {step.home}"
+    waits = ": each step waits for the GPUs" if step.home == "cpu" else ", without a wait"
+    own = [gathered + waits] if len(places) > 1 else []
+    return [f"gradients are measured first: {', '.join(done)}", *own]
 
 
 def described_own(name: str, pairs: list[tuple[str, Any]], has_masters: bool) -> str:

@@ -9,11 +9,10 @@ from functools import cache
 from inspect import Parameter as Argument
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 from lucid_gpu.device import gpu, torch_tensors
-from lucid_gpu.execution.cuda import CudaExecutor
-from lucid_gpu.execution.outcome import PLAIN, Outcome, Terms, terms_of
+from lucid_gpu.execution.outcome import Outcome, Terms
 from lucid_gpu.execution.rule import BESIDE, Rule, no_fills
 from lucid_gpu.optim.core import checks, judging, storing
 from lucid_gpu.optim.core.explain import described
@@ -22,7 +21,7 @@ from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.judging import Judging
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
 from lucid_gpu.optim.core.placement import HOST
-from lucid_gpu.optim.core.prepared import Choice, PreparedStep
+from lucid_gpu.optim.core.prepared import UNMEASURED, Choice, PreparedStep
 from lucid_gpu.optim.core.tensors import Declared, numeric, require
 from lucid_gpu.optim.core.torch_inputs import TorchInputs
 
@@ -51,6 +50,20 @@ FRAME_DEFAULTS = FrameOptions(
     max_norm=None,
     skip_nonfinite=False,
 )
+
+
+class _Captured(NamedTuple):
+    """A step that a CUDA graph repeats.
+
+    Attributes:
+        prepared: what it does.
+        options: by what the groups asked it to be judged.
+        terms: by what it is, so that arrays of a scaler stay; None if nothing is measured.
+    """
+
+    prepared: PreparedStep
+    options: Terms
+    terms: Terms | None
 
 
 class _OfClass:
@@ -207,8 +220,8 @@ class FusedOptimizer(Optimizer):
                 f"not {given['state_device']!r}"
             )
         self._prepared: PreparedStep | None = None
-        self._captured: PreparedStep | None = None
-        self._scaling: Terms | None = None
+        self._captured: _Captured | None = None
+        self._scaling: Callable[[str], Terms] | None = None
         self._judging = Judging()
         options = {name: value for name, value in given.items() if name != "state_device"}
         super().__init__(params, {**defaults, **options})
@@ -298,19 +311,18 @@ class FusedOptimizer(Optimizer):
             self._is_recorded = True
             return
         prepared = self._current()
-        terms = self._judged_by(prepared.terms)
+        terms = self._judged_by(prepared)
         if terms is not None:
             self.state.expect_counts(self._judging.settle)
         if terms is None:
-            rows, handed = prepared.rows(), PLAIN
+            rows, handed = prepared.rows(), UNMEASURED
         elif (judged := self._judging.judge(prepared, terms)) is not None:
             rows, handed = judged
         else:
             return
         self._is_torn = True
         prepared.run(rows, handed)
-        if terms is not None:
-            self._judging.taken(terms)
+        self._judging.taken(terms)
         self._is_torn = False
 
     @property
@@ -327,6 +339,37 @@ class FusedOptimizer(Optimizer):
         """How many steps were skipped since this optimizer was made; waits for a GPU to know."""
         self._judging.settle()
         return self._judging.skipped
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps were taken since this optimizer was made; waits for a GPU to know.
+
+        That is calls of :meth:`step` and replays of a graph, less those :attr:`skipped`. Loading a
+        state dict changes neither; ``state[p]["step"]`` is what goes on from there.
+        """
+        self._judging.settle()
+        return self._judging.calls - self._judging.skipped
+
+    @property
+    def first_skip(self) -> str | None:
+        """Which step was the first to be skipped, and why; None for none. Waits for a GPU to know.
+
+        Steps are calls of :meth:`step` and replays of a graph since this optimizer was made, from
+        1. Elements are infinite or NaN; at most four gradients are named.
+
+        Example:
+            >>> import numpy as np
+            >>> from lucid_gpu import Parameter
+            >>> from lucid_gpu.optim import SGD
+            >>> w = Parameter([3.0, 4.0])
+            >>> optimizer = SGD([("w", w)], lr=0.1, skip_nonfinite=True)
+            >>> for gradient in ([1, 2], [np.inf, 2], [np.nan, np.inf]):
+            ...     w.grad = np.array(gradient, np.float32)
+            ...     optimizer.step()
+            >>> optimizer.first_skip, optimizer.skipped, optimizer.steps_taken
+            ("step 2 skipped: 1 non-finite elements in 'w'", 2, 1)
+        """
+        return self._judging.first_skip()
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Return of each parameter what the last measured step saw; waits for a GPU to know.
@@ -352,44 +395,33 @@ class FusedOptimizer(Optimizer):
         }
 
     @contextlib.contextmanager
-    def scaled_by(
-        self, scale: Any, found: Any, heeds: bool, are_checked: bool = False
-    ) -> Iterator[None]:
+    def scaled_by(self, terms_on: Callable[[str], Terms]) -> Iterator[None]:
         """Have steps inside a ``with`` block unscale gradients, and skip those that are not finite.
 
         For scalers of the loss, such as :class:`lucid_gpu.amp.GradScaler`.
 
         Args:
-            scale: by which the loss was multiplied: a float32 array of one element on the device
-                of the parameters, or None if gradients are unscaled already.
-            found: an int32 array of one element there, set to 1 if elements are not finite; or
-                None.
-            heeds: whether a step is skipped if it is 1 before.
-            are_checked: whether that is all there is to know of elements that are not finite, so
-                that gradients are measured for ``max_norm`` alone; then ``found`` may be a float32,
-                and on a GPU both may be addresses.
+            terms_on: returns, for the device on which the gradients of all parameters are judged,
+                by what: arrays of its terms are there.
         """
-        self._scaling = Terms(None, True, scale, found, heeds, are_checked)
+        self._scaling = terms_on
         try:
             yield
         finally:
             self._scaling = None
 
-    def _judged_by(self, own: Terms) -> Terms | None:
-        """Return by what this step is judged; None if nothing is measured.
-
-        Args:
-            own: what the groups ask for.
-        """
+    def _judged_by(self, prepared: PreparedStep) -> Terms | None:
+        """Return by what this step is judged; None if nothing is measured."""
+        own = prepared.terms
         if self._scaling is not None:
-            return self._scaling._replace(max_norm=own.max_norm)
+            return self._scaling(prepared.home)._replace(max_norm=own.max_norm)
         return own if own.max_norm is not None or own.may_skip else None
 
     def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its learning rates and bias corrections to the device.
 
         Call it before each replay of a CUDA graph in which a step was captured, on the stream on
-        which the graph is launched.
+        which the graph is launched. It waits for no outcome of a replay before 16 are unknown.
 
         Args:
             gradients: ``"captured"``: the graph reads the gradients that the parameters had when
@@ -398,8 +430,9 @@ class FusedOptimizer(Optimizer):
                 now, for a graph that records nothing but the step.
 
         Raises:
-            RuntimeError: no step was captured, what it updates has changed since, or a parameter
-                has another gradient than the captured one. Nothing was changed.
+            RuntimeError: no step was captured, what it updates or how it is judged has changed
+                since, a parameter has another gradient than the captured one, or the graph was not
+                launched after earlier calls. Nothing was changed.
             ValueError: ``gradients`` is neither.
 
         Example:
@@ -417,9 +450,9 @@ class FusedOptimizer(Optimizer):
         """
         if gradients not in REPLAYS:
             raise ValueError(f"gradients must be one of {REPLAYS}, not {gradients!r}")
-        captured = self._captured
-        if captured is None:
+        if self._captured is None:
             raise RuntimeError("no step was captured: call step() while the stream is capturing")
+        captured, options, terms = self._captured
         self.require_ready()
         holds = self._prepared is captured and self._refreshed(captured, keeps_tensors=True)
         if not (holds and captured.is_capture_current):
@@ -427,9 +460,19 @@ class FusedOptimizer(Optimizer):
                 "parameters, groups or state have changed since the step was captured: "
                 "capture the graph anew"
             )
+        if captured.terms != options:
+            max_norm, may_skip = captured.terms.max_norm, captured.terms.may_skip
+            raise RuntimeError(
+                f"max_norm and skip_nonfinite are {max_norm!r} and {may_skip!r}, others than when "
+                "the step was captured: capture the graph anew"
+            )
         if gradients == "captured":
             captured.require_captured_gradients()
-        captured.upload(captured.rows())
+        if terms is None:
+            captured.upload(captured.rows())
+        else:
+            captured.upload(*self._judging.announce(captured, terms))
+        self._judging.taken(terms, is_sent=False)
         self._note_count()
 
     def explain(self) -> None:
@@ -574,19 +617,14 @@ class FusedOptimizer(Optimizer):
         self._prepared = None
 
     def _capture(self) -> None:
-        if self._judged_by(terms_of(self.param_groups)) is not None:
-            raise RuntimeError(
-                "a step that measures gradients, for max_norm, skip_nonfinite or a scaler, cannot "
-                "be recorded in a CUDA graph: capture forward and backward, and step outside"
-            )
         prepared = self._prepared
         if prepared is None or not self._refreshed(prepared, keeps_tensors=True):
             raise RuntimeError(
                 "a step that allocates state or compiles cannot be recorded in a CUDA graph: take "
                 "one ordinary step, with the same parameters, groups and options, before capturing"
             )
-        executors = [part.executor for part in prepared.parts]
-        if not all(isinstance(executor, CudaExecutor) for executor in executors):
-            raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
-        prepared.capture()
-        self._captured = prepared
+        prepared.require_capturable()
+        terms = self._judged_by(prepared)
+        handed = UNMEASURED if terms is None else self._judging.capture(prepared, terms)
+        prepared.capture(handed)
+        self._captured = _Captured(prepared, prepared.terms, terms)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lucid_gpu.device import transfer
-from lucid_gpu.execution.outcome import CpuOutcomes, CudaOutcomes, Handed, Outcome, Terms
+from lucid_gpu.execution.cuda_outcomes import WINDOW, CudaOutcomes
+from lucid_gpu.execution.mixed_outcomes import MixedOutcomes
+from lucid_gpu.execution.outcome import CpuOutcomes, Handed, Outcome, Terms
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.inputs import Inputs
 
@@ -27,97 +28,156 @@ def require_valid(options: Mapping[str, Any]) -> None:
 
 
 class Judged(NamedTuple):
-    """A step whose gradients are measured: its scalars, and what it is handed."""
+    """A step whose gradients are measured: its scalars, and what it is handed on each device."""
 
     rows: list[Rows]
-    handed: Handed
+    handed: dict[str, Handed]
 
 
 class Judging:
-    """What an optimizer remembers of the outcomes of its steps.
+    """What an optimizer remembers of its steps and of their outcomes.
 
     Attributes:
-        skipped: how many steps are known to have been skipped.
-        first_culprits: which gradients were not finite when a step was first skipped on the CPU.
+        calls: how many steps there were, skipped or not.
+        skipped: how many of them are known to have been skipped.
     """
 
     def __init__(self) -> None:
-        self.skipped = 0
-        self.first_culprits: str | None = None
+        self.calls = self.skipped = 0
+        self._first_skip: str | None = None
         self._last: Outcome | None = None
-        self._on_cpu: CpuOutcomes | None = None
-        self._on_gpu: CudaOutcomes | None = None
+        self._at_once: CpuOutcomes | MixedOutcomes | None = None
+        self._later: CudaOutcomes | None = None
         self._of: PreparedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: a copy has measured nothing yet."""
-        return {"skipped": self.skipped}
+        """Return counts alone: a copy has measured nothing yet."""
+        first = self.first_skip()
+        return {"calls": self.calls, "skipped": self.skipped, "_first_skip": first}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Judging.__init__(self)
-        self.skipped = state["skipped"]
+        vars(self).update(state)
 
     @property
     def last(self) -> Outcome | None:
         """The latest outcome that has arrived, without waiting for one."""
-        self._poll()
+        if self._later is not None:
+            self._note(self._later.poll())
         return self._last
 
     def settle(self) -> None:
         """Wait until it is known which steps were skipped."""
-        if self._on_gpu is not None:
-            self._note(self._on_gpu.settle())
+        if self._later is not None:
+            self._note(self._later.settle())
+
+    def first_skip(self) -> str | None:
+        """Return in words which step was skipped first, and why; waits."""
+        self.settle()
+        if self._first_skip is None and self._later is not None and self._of is not None:
+            call = self._later.first_skip
+            if call is not None:
+                counts = self._later.culprits().tolist()
+                self._first_skip = _described(call, self._of.inputs.names, counts)
+        return self._first_skip
 
     def judge(self, prepared: PreparedStep, terms: Terms) -> Judged | None:
-        """Measure the gradients of a step; None if it is known that it is to be skipped.
+        """Measure the gradients of a step; None if it is known that it is to be skipped."""
+        self._follow(prepared)
+        if self._later is not None:
+            return self._judge_later(prepared, self._later, terms)
+        assert self._at_once is not None
+        outcome = self._last = self._at_once.judge(prepared.gradients, terms)
+        if outcome.skipped:
+            self.calls += 1
+            self.skipped += 1
+            if self._first_skip is None:
+                counts = self._at_once.measured()[1].tolist() if terms.measures else []
+                self._first_skip = _described(self.calls, prepared.inputs.names, counts)
+            return None
+        return Judged(prepared.rows(), self._at_once.handed(outcome))
+
+    def taken(self, terms: Terms | None, is_sent: bool = True) -> None:
+        """Count a step that was launched, or is about to be replayed.
+
+        Args:
+            terms: by which it is judged; None if nothing is measured.
+            is_sent: whether its outcome is to be sent to the host: not before it is launched.
+        """
+        self.calls += 1
+        if terms is not None and self._later is not None:
+            self._later.count(terms.may_skip, self.calls)
+            if is_sent:
+                self._later.send()
+
+    def capture(self, prepared: PreparedStep, terms: Terms) -> dict[str, Handed]:
+        """Record the measuring of gradients in the graph that the current stream records.
+
+        Returns:
+            What the step is to be handed.
 
         Raises:
-            ValueError: gradients are on several devices.
+            RuntimeError: no step was measured before, or it cannot be recorded.
         """
-        self._follow(prepared)
-        if self._on_gpu is not None:
-            return self._judge_on_gpu(prepared, self._on_gpu, terms)
-        assert self._on_cpu is not None
-        outcome = self._last = self._on_cpu.judge(prepared.gradients, terms)
-        if outcome.skipped:
-            if outcome.nonfinite > 0:
-                self._keep_culprits(prepared.inputs.names, self._on_cpu.sums.counts.tolist())
-            self.skipped += 1
-            return None
-        return Judged(prepared.rows(), Handed(factor=outcome.factor))
+        has_measured = self._later is not None and self._later.have_measured
+        if prepared is not self._of or (terms.measures and not has_measured):
+            raise RuntimeError(
+                "a step that begins to measure gradients cannot be recorded in a CUDA graph: take "
+                "one ordinary step with the same options before capturing"
+            )
+        if prepared.needs_exact_counts and terms.may_skip:
+            raise RuntimeError(
+                "a step that must know which ones were skipped before it, such as one whose rule "
+                "hands numbers from step to step, cannot be recorded in a CUDA graph: capture "
+                "forward and backward, and step outside"
+            )
+        assert self._later is not None
+        self._later.capture(terms)
+        return self._later.handed(terms)
 
-    def taken(self, terms: Terms) -> None:
-        """Have the outcome of the step that was launched sent to the host."""
-        if self._on_gpu is not None:
-            self._on_gpu.send(terms.may_skip)
+    def announce(self, prepared: PreparedStep, terms: Terms) -> Judged:
+        """Bring what measures the gradients of a replay to the device.
+
+        Raises:
+            RuntimeError: the graph must be captured anew, or was not launched so often.
+        """
+        outcomes = self._later
+        if prepared is not self._of or outcomes is None:
+            raise RuntimeError("what measures gradients has changed: capture the graph anew")
+        outcomes.send()
+        self._note(outcomes.poll())
+        self._note(outcomes.make_room(min(WINDOW, max(1, prepared.sets))))
+        rows = prepared.rows(outcomes.unknown)
+        if terms.measures:
+            self._take(prepared, outcomes)
+            outcomes.upload()
+        return Judged(rows, outcomes.handed(terms))
 
     def report(self) -> list[tuple[str, float, int]]:
         """Return, of each parameter, name, norm of the gradient and non-finite elements; waits."""
-        measured = self._on_gpu or self._on_cpu
-        if measured is None or self._of is None or not measured.have_measured:
+        outcomes = self._later or self._at_once
+        if outcomes is None or self._of is None or not outcomes.have_measured:
             return []
         self.settle()
         scale = self._last.scale if self._last is not None else 1.0
-        sums, counts = (
-            transfer.to(own, "cpu") for own in (measured.sums.sums, measured.sums.counts)
-        )
+        sums, counts = outcomes.measured()
         with np.errstate(all="ignore"):
             norms = np.sqrt(sums) / scale
         return list(zip(self._of.inputs.names, norms.tolist(), counts.tolist(), strict=True))
 
-    def _judge_on_gpu(self, prepared: PreparedStep, outcomes: CudaOutcomes, terms: Terms) -> Judged:
-        self._poll()
-        if prepared.needs_exact_counts or not outcomes.has_room:
-            self.settle()
+    def _judge_later(self, prepared: PreparedStep, outcomes: CudaOutcomes, terms: Terms) -> Judged:
+        outcomes.send()  # of a replay
+        self._note(outcomes.poll())
+        self._note(outcomes.make_room(1 if prepared.needs_exact_counts else WINDOW))
         rows = prepared.rows(outcomes.unknown)
         if terms.measures:
             self._take(prepared, outcomes)
         outcomes.judge(terms)
-        return Judged(rows, Handed(address=outcomes.address, base=outcomes.known_skips))
+        return Judged(rows, outcomes.handed(terms))
 
     @staticmethod
     def _take(prepared: PreparedStep, outcomes: CudaOutcomes) -> None:
-        """Have outcomes measure the gradients of this step."""
+        """Have the gradients of a step measured."""
         is_noted = type(prepared.inputs) is Inputs and prepared.inputs.are_own
         noted = prepared.inputs.noted_gradients([]) if is_noted else None
         if noted is None or not outcomes.take(None, noted):
@@ -127,41 +187,33 @@ class Judging:
         """Measure the gradients of a prepared step from now on."""
         if prepared is self._of:
             return
-        self.settle()
-        devices = sorted({part.device for part in prepared.parts})
-        if len(devices) > 1:
-            raise ValueError(
-                f"the parameters are on {' and '.join(devices)}, but max_norm, skip_nonfinite and "
-                "a scaler measure gradients of one device: make an optimizer for each, and clip "
-                "with lucid_gpu.gradients.clip_grad_norm_"
-            )
-        sizes, dtypes = prepared.measured()
-        self._on_cpu = self._on_gpu = None
-        if devices == ["cpu"] or not devices:
-            self._on_cpu = CpuOutcomes(sizes, dtypes)
+        self.first_skip()
+        devices, sizes, dtypes = prepared.measured()
+        self._at_once = self._later = None
+        if prepared.home != "cpu":
+            self._later = CudaOutcomes(devices, sizes, dtypes)
+        elif set(devices) <= {"cpu"}:
+            self._at_once = CpuOutcomes(sizes, dtypes)
         else:
-            self._on_gpu = CudaOutcomes(devices[0], sizes, dtypes)
+            self._at_once = MixedOutcomes(devices, sizes, dtypes)
         self._of = prepared
-
-    def _poll(self) -> None:
-        if self._on_gpu is not None:
-            self._note(self._on_gpu.poll())
 
     def _note(self, skipped: int) -> None:
         """Take in what has arrived: so many steps were skipped."""
-        assert self._on_gpu is not None
-        self._last = self._on_gpu.latest or self._last
+        assert self._later is not None
+        self._last = self._later.latest or self._last
         if skipped and self._of is not None:
             self._of.take_back(skipped)
             self.skipped += skipped
 
-    def _keep_culprits(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        """Keep what was wrong with the first step that was skipped."""
-        if self.first_culprits is None:
-            culprits = [
-                f"{count} non-finite elements in {name!r}"
-                for name, count in zip(names, counts, strict=True)
-                if count
-            ]
-            more = f", and {len(culprits) - 4} more" if len(culprits) > 4 else ""
-            self.first_culprits = ", ".join(culprits[:4]) + more
+
+def _described(call: int, names: Sequence[str], counts: Sequence[int]) -> str:
+    """Return which step was skipped, and for which gradients, if they were counted."""
+    culprits = [
+        f"{count} non-finite elements in {name!r}"
+        for name, count in zip(names, counts, strict=False)
+        if count
+    ]
+    more = f", and in {len(culprits) - 4} more" if len(culprits) > 4 else ""
+    found = ", ".join(culprits[:4]) or "elements that a scaler found not to be finite"
+    return f"step {call} skipped: {found}{more}"

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from lucid_gpu.optim.core.host_memory import HostMemory
     from lucid_gpu.optim.core.state import State
 
+UNMEASURED: Mapping[str, Handed] = {}
+"""What a step is handed for which nothing was measured."""
+
 MASTER_FILLS = {"master": "param"}
 """What the slots of the frame begin with, where that is not 0."""
 
@@ -136,6 +139,7 @@ class PreparedStep:
 
     Attributes:
         parts: one for each device and storage.
+        home: the device on which they are judged: the CPU if a parameter is there.
         terms: by what the groups ask their steps to be judged.
         has_gradient: which of all parameters have a gradient.
         devices: those on which tensors step.
@@ -165,6 +169,7 @@ class PreparedStep:
         self._place: dict[int, tuple[Part, int]] = {}
         self._group_tensors()
         grads = self.inputs.gradients()
+        self.home = min((part.device for part in self.parts), default="cpu")
         self._note_presence(np.array([grad is not None for grad in grads], np.bool_))
         self._admitted = np.zeros(len(grads), np.bool_)
         self._waiting: list[tuple[Part, int]] = []
@@ -254,19 +259,19 @@ class PreparedStep:
         """
         return [part.counts.rows(unknown) for part in self.parts]
 
-    def run(self, rows: Sequence[Rows], handed: Handed = PLAIN) -> None:
+    def run(self, rows: Sequence[Rows], handed: Mapping[str, Handed] = UNMEASURED) -> None:
         """Update all tensors that have a gradient and count their step.
 
         Args:
             rows: the scalars.
-            handed: what the gradients amount to.
+            handed: what the gradients amount to, on each device where they were measured.
         """
         self._attach()
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
             if part.executor is not None and len(own.scalars):
-                part.executor.run(own.scalars, own.row_of, handed._replace(stride=own.stride))
+                part.executor.run(own.scalars, own.row_of, _handed(part, own, handed))
         self._held = []
         self._count(rows)
         self.inputs.note_writes(self.has_gradient)
@@ -285,29 +290,46 @@ class PreparedStep:
         for part in self.parts:
             part.counts.take_back(skipped)
 
-    def measured(self) -> tuple[list[int], list[np.dtype[Any]]]:
-        """Return size and dtype of the gradient of each parameter, as there are or may be."""
-        sizes, dtypes = (
-            [0] * len(self.inputs.params),
-            [np.dtype(np.float32)] * len(self.inputs.params),
-        )
+    def measured(self) -> tuple[list[str], list[int], list[np.dtype[Any]]]:
+        """Return device, size and dtype of the gradient of each parameter, as it is or may be."""
+        count = len(self.inputs.params)
+        devices, sizes = [self.home] * count, [0] * count
+        dtypes = [np.dtype(np.float32)] * count
         for part in self.parts:
             for position, tensor in zip(part.positions.tolist(), part.tensors, strict=True):
                 sizes[position], dtypes[position] = tensor.data.size, part.group.storage.grad
-        return sizes, dtypes
+                devices[position] = part.device
+        return devices, sizes, dtypes
 
     def gradients(self) -> list[Any]:
         """Return the gradient of each parameter as an array, or None."""
         return [unstrange(grad) for grad in self.inputs.gradients()]
 
-    def capture(self) -> None:
+    @property
+    def sets(self) -> int:
+        """For how many numbers of skipped steps a replay has room for rows."""
+        return min(
+            part.executor.room // max(1, part.counts.kinds)
+            for part in self.parts
+            if isinstance(part.executor, CudaExecutor)
+        )
+
+    def require_capturable(self) -> None:
+        """Raise RuntimeError if a launch cannot be recorded in a graph."""
+        for part in self.parts:
+            if not isinstance(part.executor, CudaExecutor):
+                raise RuntimeError("a CUDA graph cannot record the step of parameters on the CPU")
+            part.executor.require_capturable()
+
+    def capture(self, handed: Mapping[str, Handed] = UNMEASURED) -> None:
         """Record the launches in the graph that the current streams record.
 
-        Raises:
-            RuntimeError: a launch cannot be recorded.
+        Args:
+            handed: what the gradients amount to, on each device where they are measured.
         """
-        for executor in self._cuda_executors():
-            executor.capture()
+        for part in self.parts:
+            if isinstance(part.executor, CudaExecutor):
+                part.executor.capture(handed.get(part.device, PLAIN))
         self._captured_gradients = self._addresses()
         self._is_capture_current = True
 
@@ -329,11 +351,11 @@ class PreparedStep:
                     "gradients='current'"
                 )
 
-    def upload(self, rows: Sequence[Rows]) -> None:
+    def upload(self, rows: Sequence[Rows], handed: Mapping[str, Handed] = UNMEASURED) -> None:
         """Bring scalars and gradients to the devices for the next replay, and count its step."""
         for part, own in zip(self.parts, rows, strict=True):
             if isinstance(part.executor, CudaExecutor):
-                part.executor.upload(own.scalars, own.row_of)
+                part.executor.upload(own.scalars, own.row_of, _handed(part, own, handed))
         self._held = []
         self._count(rows)
         self.inputs.note_writes(self.has_gradient)
@@ -341,9 +363,6 @@ class PreparedStep:
     def _count(self, rows: Sequence[Rows]) -> None:
         for part, own in zip(self.parts, rows, strict=True):
             part.counts.count(own)
-
-    def _cuda_executors(self) -> list[CudaExecutor]:
-        return [part.executor for part in self.parts if isinstance(part.executor, CudaExecutor)]
 
     def _addresses(self) -> list[int | None]:
         grads = map(unstrange, self.inputs.gradients())
@@ -609,6 +628,12 @@ class PreparedStep:
     def _tensor(self, position: int) -> Tensor:
         part, number = self._place[position]
         return part.tensors[number]
+
+
+def _handed(part: Part, rows: Rows, handed: Mapping[str, Handed]) -> Handed:
+    """Return what the tensors of a part are handed of the outcome of their step."""
+    own = handed.get(part.device)
+    return PLAIN if own is None else own._replace(stride=rows.stride)
 
 
 def warn_stale(names: Sequence[str]) -> None:

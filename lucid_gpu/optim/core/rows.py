@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     scalars: npt.NDArray[Any]
     row_of: npt.NDArray[np.int32]
     carries: list[tuple[float, ...]]
-    stride: int = 0
+    stride: int
 
 
 class Counts:
@@ -98,6 +98,13 @@ class Counts:
             self._is_grouped = False
 
     @property
+    def kinds(self) -> int:
+        """In how many ways tensors step now."""
+        if not self._is_grouped:
+            self._group()
+        return len(self._leaders)
+
+    @property
     def needs_exact_counts(self) -> bool:
         """Whether the next rows are known only once it is known which steps were skipped."""
         is_first = self._is_first[self._present].any() or self._undo.any()
@@ -134,7 +141,7 @@ class Counts:
         is_one = len(made) == 1 and not self._storage.rounds
         if is_one and sum(map(abs, made[0][0])) <= self._largest:
             # Most steps have one row, of which Python sees faster that all of it fits.
-            return Rows(exact.astype(self._dtype), self._row_of, [made[0][1]])
+            return Rows(exact.astype(self._dtype), self._row_of, [made[0][1]], 1)
         with np.errstate(over="ignore"):
             rounded = exact.astype(self._dtype)
         if not np.isfinite(rounded).all():
