@@ -31,6 +31,9 @@ ROUNDS = 5
 LARGEST, SMALLEST = 1 << 30, 16 << 20
 """Bytes of the arrays, as the speed of the disk allows."""
 
+PROBE = 64 << 20
+"""Bytes that are written to see how fast the disk is; of fewer, a sync is most of the time."""
+
 QUICK = 8 << 20
 
 PASSES = 250
@@ -70,10 +73,10 @@ def _fitting(directory: Path, seconds: float) -> int:
     """Return how many bytes the disk takes often enough in about the given time."""
     save, _ = plain()
     path = directory / "probe"
-    arrays = [np.ones(SMALLEST // 4, np.float32)]
+    arrays = [np.ones(PROBE // 4, np.float32)]
     took = statistics.median(timing.clock(lambda: save(path, arrays)) for _ in range(3))
     nbytes = LARGEST
-    while nbytes > SMALLEST and took * (nbytes // SMALLEST) * PASSES > seconds:
+    while nbytes > SMALLEST and took * nbytes / PROBE * PASSES > seconds:
         nbytes //= 2
     return nbytes
 
