@@ -28,13 +28,16 @@ SHARE = 2
 ROUNDS = 5
 """The fewest rounds: disks are noisy, and a ratio is the median of its rounds."""
 
-LARGEST, SMALLEST = 1 << 30, 64 << 20
+LARGEST, SMALLEST = 1 << 30, 16 << 20
 """Bytes of the arrays, as the speed of the disk allows."""
+
+PROBE = 64 << 20
+"""Bytes that are written to see how fast the disk is; of fewer, a sync is most of the time."""
 
 QUICK = 8 << 20
 
-PASSES = 100
-"""About how often all rounds of all contenders together write or read the arrays."""
+PASSES = 250
+"""About how many plain saves take as long as all that is measured: more minutes, larger arrays."""
 
 
 def run(options: Options) -> Report:
@@ -56,7 +59,7 @@ def run(options: Options) -> Report:
             _loading(directory, arrays, targets, options.seconds * 0.3),
             _memory(directory, nbytes, options.device),
             _copying(directory, arrays, options.seconds * 0.15),
-            _training(directory, options),
+            _training(directory, options, nbytes),
         ):
             try:
                 report.measurements += part
@@ -70,10 +73,10 @@ def _fitting(directory: Path, seconds: float) -> int:
     """Return how many bytes the disk takes often enough in about the given time."""
     save, _ = plain()
     path = directory / "probe"
-    arrays = [np.ones(SMALLEST // 4, np.float32)]
+    arrays = [np.ones(PROBE // 4, np.float32)]
     took = statistics.median(timing.clock(lambda: save(path, arrays)) for _ in range(3))
     nbytes = LARGEST
-    while nbytes > SMALLEST and took * (nbytes // SMALLEST) * PASSES > 2 * seconds:
+    while nbytes > SMALLEST and took * nbytes / PROBE * PASSES > seconds:
         nbytes //= 2
     return nbytes
 
@@ -217,12 +220,12 @@ def _copying(directory: Path, arrays: Arrays, seconds: float) -> Iterator[Measur
     _remove(directory / "copying")
 
 
-def _training(directory: Path, options: Options) -> Iterator[Measurement]:
+def _training(directory: Path, options: Options, saved: int = QUICK) -> Iterator[Measurement]:
     """Measure a step of Adam while nothing else, and while a background save, is running."""
     from lucid_gpu import Parameter, optim
     from lucid_gpu.checkpoint import Checkpointer
 
-    nbytes, rounds = (1 << 20, 3) if options.quick else (128 << 20, 8)
+    nbytes, rounds = min(128 << 20, saved // 4), 3 if options.quick else 8
     params = [Parameter(array) for array in _arrays(nbytes, options.device)]
     optimizer = optim.Adam(params)
     for param in params:

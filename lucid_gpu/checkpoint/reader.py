@@ -317,10 +317,16 @@ def _in_threads(task: Callable[..., None], calls: list[tuple[Any, ...]]) -> None
             task(*call)
         return
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(task, *call) for call in calls]
+        futures = []
+        # While the interpreter ends, a background save has this thread alone.
+        with contextlib.suppress(RuntimeError):
+            for call in calls:
+                futures.append(pool.submit(task, *call))  # noqa: PERF401 - keeps the first ones
         try:
             for future in futures:
                 future.result()
+            for call in calls[len(futures) :]:
+                task(*call)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -245,7 +245,7 @@ def creator(directory: int) -> Create:
     @contextlib.contextmanager
     def create(name: str) -> Iterator[Callable[[Any], None]]:
         with durable.new_file(directory, name) as descriptor:
-            yield lambda data: durable.write_all(descriptor, data)
+            yield durable.writer(descriptor)
 
     return create
 

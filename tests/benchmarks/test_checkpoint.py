@@ -39,7 +39,7 @@ def test_saving_takes_less_memory_than_the_arrays(report):
 
 @pytest.mark.parametrize(
     ("seconds_per_probe", "nbytes"),
-    [(0.02, 1 << 30), (0.1, 512 << 20), (0.4, 128 << 20), (9.0, 64 << 20)],
+    [(0.01, 1 << 30), (0.02, 512 << 20), (0.1, 128 << 20), (0.4, 32 << 20), (9.0, 16 << 20)],
 )
 def test_less_is_written_to_a_slow_disk(seconds_per_probe, nbytes, monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint.timing, "clock", lambda call: seconds_per_probe)

@@ -1,10 +1,11 @@
+import ctypes
 import os
 import shutil
 
 import numpy as np
 import pytest
 
-from lucid_gpu.checkpoint import Checkpointer, CheckpointError, durable, load, save
+from lucid_gpu.checkpoint import Checkpointer, CheckpointError, durable, load, save, shards
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,31 @@ def limited_write(monkeypatch):
 def test_short_writes_are_continued(tmp_path, limited_write):
     save(tmp_path / "c", {"w": np.arange(100.0)})
     assert load(tmp_path / "c")["w"].tolist() == list(range(100))
+
+
+def test_a_system_that_cannot_be_told_to_begin_saves_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    save(tmp_path / "c", np.arange(100.0))
+    assert load(tmp_path / "c").tolist() == list(range(100))
+
+
+def test_the_disk_begins_while_more_is_written_and_is_synced_at_the_end(tmp_path, monkeypatch):
+    calls = []
+    sync = os.fsync
+    monkeypatch.setattr(durable, "AHEAD_BYTES", 100)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 64)
+    monkeypatch.setattr(durable, "_begin", lambda _, *part: calls.append(part))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("sync"), sync(descriptor)))
+    save(tmp_path / "c", np.arange(100.0))
+    size = (tmp_path / "c" / "data-00000.safetensors").stat().st_size
+    begun = calls[next(i for i, call in enumerate(calls) if call != "sync") :]
+    parts = begun[: begun.index("sync")]
+    starts = [start for start, _ in parts]
+    ends = [start + count for start, count in parts]
+    assert starts == [0, *ends[:-1]]
+    assert size - 100 < ends[-1] <= size
+    assert load(tmp_path / "c").tolist() == list(range(100))
 
 
 @pytest.mark.parametrize("length", [241, 242, 248, 255])

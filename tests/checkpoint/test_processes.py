@@ -114,6 +114,29 @@ def outcome(tmp_path, program):
     return done.stdout
 
 
+ENDING = """
+import concurrent.futures.thread as pools
+from lucid_gpu.checkpoint import reader
+reader._BATCH_BYTES = 1
+os.cpu_count = lambda: 2
+def late(descriptor, data):
+    while not pools._shutdown:
+        time.sleep(0.001)
+    write_all(descriptor, data)
+durable.write_all = late
+checkpointer.save(5, {}, block=False)
+"""
+
+
+def test_a_save_that_outlives_the_program_removes_what_it_has_to_verify(tmp_path, fast):
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        for step in range(1, 5):
+            checkpointer.save(step, {"v": np.ones(9), "w": np.zeros(9)})
+    assert outcome(tmp_path, ENDING) == ""
+    assert latest(tmp_path / "run").name == "step-000000000005"
+    assert len(list((tmp_path / "run").iterdir())) == 3
+
+
 IN_FLIGHT = """
 durable.write_all = gated
 checkpointer.save(1, np.ones(1000), block=False)

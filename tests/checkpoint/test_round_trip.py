@@ -237,3 +237,26 @@ def test_what_cannot_be_saved_is_refused_with_its_path_before_a_byte_is_written(
     with pytest.raises((TypeError, ValueError), match=place):
         save(path, tree)
     assert list(path.parent.iterdir()) == []
+
+
+def test_what_a_data_pipeline_remembers_comes_back(tmp_path):
+    (tmp_path / "data").mkdir()
+    os.close(os.open(os.fsencode(tmp_path / "data") + b"/caf\xe9.npy", os.O_CREAT))
+    transition = [("state", "f4", (4,)), ("action", "i8"), ("reward", "f4"), ("done", "?")]
+    replay = np.zeros(6, transition)
+    replay["state"] = np.arange(24).reshape(6, 4)
+    replay["action"] = range(6)
+    seen = {
+        "replay": replay,
+        "until": np.datetime64("2026-01-05T09:30"),
+        "days": np.arange("2026-01-01", "2026-01-06", dtype="M8[D]"),
+        "files": [path.name for path in (tmp_path / "data").iterdir()],
+        "current": next((tmp_path / "data").iterdir()),
+    }
+    save(tmp_path / "c", seen)
+    loaded = load(tmp_path / "c")
+    assert loaded["replay"].dtype == replay.dtype
+    assert loaded["replay"].tobytes() == replay.tobytes()
+    assert loaded["days"].tolist() == seen["days"].tolist()
+    assert [loaded[k] for k in ("until", "files")] == [seen[k] for k in ("until", "files")]
+    assert loaded["current"].exists()

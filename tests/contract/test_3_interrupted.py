@@ -55,7 +55,9 @@ def step_interrupted_at(optimizer, line):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        optimizer.step()
+        # Restores what a tracer, and no signal, keeps a with statement from restoring.
+        with np.errstate():
+            optimizer.step()
     except Injected:
         return True
     finally:

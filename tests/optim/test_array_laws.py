@@ -29,9 +29,9 @@ def assert_same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def assert_close(one, other):
+def assert_close(one, other, atol=CLOSE["atol"]):
     for ours, theirs in zip(one, other, strict=True):
-        np.testing.assert_allclose(ours, theirs, **CLOSE)
+        np.testing.assert_allclose(ours, theirs, rtol=CLOSE["rtol"], atol=atol)
 
 
 def test_every_optimizer_in_array_code_is_held_to_these_laws():
@@ -151,8 +151,10 @@ def test_the_device_matters_by_rounding_alone_while_state_moves(case, accelerato
             optimizer.to(place_now)
             case.train(optimizer, params, seed=number)
         results.append(arrays(optimizer, params))
-    assert_close(results[0], results[1])
-    assert_close(results[0], results[2])
+    # A GPU rounds each product of matrices of bfloat16, whose places are 2⁻⁸ of a number.
+    atol = 2**-8 * 0.1 if case.options.get("ns_dtype") == "bfloat16" else CLOSE["atol"]
+    assert_close(results[0], results[1], atol)
+    assert_close(results[0], results[2], atol)
 
 
 @every_own_step
