@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -61,8 +61,8 @@ class ArrayOptimizer(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ()
     widens = True
-    _written: Mapping[int, tuple[Any, Any]] | None = None
-    """The data and the master of each parameter that has one, as the last step left them."""
+    _written: Mapping[int, _Written] | None = None
+    """What the last step of each parameter with a master left, by the id of the parameter."""
 
     _transient: ClassVar[dict[str, Any]] = {
         **Optimizer._transient,  # noqa: SLF001 - of the base class
@@ -214,8 +214,8 @@ class ArrayOptimizer(Optimizer):
         master = self.state.get(tensor.param, {}).get("master")
         if master is None or "master" not in tensor.used:
             return False
-        data, written = (self._written or {}).get(id(tensor.param), (None, None))
-        if written is master and address(data) == address(tensor.data):
+        written = (self._written or {}).get(id(tensor.param))
+        if written is not None and written.holds(tensor.data, master):
             return False
         return making.is_stale(master, tensor.data)
 
@@ -233,10 +233,33 @@ class ArrayOptimizer(Optimizer):
         return f", stored as {' and '.join(told)}" if told and self.widens else ""
 
 
-def _masters(tensors: list[Tensor]) -> dict[int, tuple[Any, Any]]:
-    """Return, for each parameter that has a master, its data and that."""
+class _Written(NamedTuple):
+    """What a step wrote.
+
+    Attributes:
+        data: the array of the parameter.
+        master: its exact value.
+        versions: tell whether others have written to it, if it is a tensor of PyTorch.
+    """
+
+    data: Any
+    master: Any
+    versions: torch_tensors.Versions | None
+
+    def holds(self, data: Any, master: Any) -> bool:
+        """Say whether it is what was written, as far as can be told without looking at values."""
+        is_same = self.master is master and address(self.data) == address(data)
+        return is_same and (self.versions is None or not self.versions.have_changed())
+
+
+def _masters(tensors: list[Tensor]) -> dict[int, _Written]:
+    """Return what was written, of each parameter that has a master."""
     return {
-        id(tensor.param): (tensor.data, tensor.slots["master"])
+        id(tensor.param): _Written(tensor.data, tensor.slots["master"], _versions(tensor.param))
         for tensor in tensors
         if tensor.slots and "master" in tensor.slots
     }
+
+
+def _versions(param: Any) -> torch_tensors.Versions | None:
+    return torch_tensors.Versions([param]) if torch_tensors.is_tensor(param) else None
