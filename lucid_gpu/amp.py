@@ -15,7 +15,7 @@ from lucid_gpu.execution import cuda_outcomes, formats
 from lucid_gpu.execution.measured import Measured
 from lucid_gpu.execution.outcome import Terms
 from lucid_gpu.gradients.inputs import gradients_of
-from lucid_gpu.optim import FusedOptimizer, Optimizer
+from lucid_gpu.optim import ArrayOptimizer, FusedOptimizer, Optimizer
 from lucid_gpu.optim.core import checks
 from lucid_gpu.optim.core.groups import named
 from lucid_gpu.optim.core.tensors import TRAINABLE
@@ -221,6 +221,12 @@ class GradScaler:
         if isinstance(optimizer, FusedOptimizer):
             with optimizer.scaled_by(lambda home: self._terms(home, run)):
                 result = optimizer.step(*args, **kwargs)
+        elif isinstance(optimizer, ArrayOptimizer) and optimizer.widens and not is_unscaled:
+            measured = Measured(gradients_of(optimizer, "step", is_written=False)[1])
+            measured.measure()
+            run.found = measured.found()
+            with optimizer.divided_by(self._scale):
+                result = None if bool(run.found[0]) else optimizer.step(*args, **kwargs)
         else:
             if not is_unscaled:
                 self.unscale_(optimizer)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lucid_gpu import Parameter, checkpoint
 from lucid_gpu.amp import GradScaler
 from lucid_gpu.device import gpu, transfer
-from lucid_gpu.optim import SGD, AdamW
+from lucid_gpu.optim import SGD, Adafactor, AdamW, Muon
 from tests import rules
 
 DEVICES = ["cpu", "cuda:0"]
@@ -155,6 +155,32 @@ def test_float16_gradients_are_divided_in_float32(device):
     set_gradient(param, np.full(3, 2.0**-10))  # divided in float16 it would be 0
     scaler.step(optimizer)
     assert transfer.to(optimizer.state[param]["master"], "cpu").tolist() == [1 - 2.0**-4] * 3
+
+
+@every_device
+@pytest.mark.parametrize("kind", [Adafactor, Muon])
+def test_float16_gradients_are_divided_in_float32_in_array_code_too(device, kind):
+    own, other = (
+        Parameter(np.ones((2, 3), np.float16), device=device, grad_dtype=dtype)
+        for dtype in ("float16", "float32")
+    )
+    scaler, ours, plain = GradScaler(device, init_scale=2.0**14), kind([own]), kind([other])
+    small = np.linspace(1, 2, 6).reshape(2, 3) * 2.0**-10  # divided in float16 it would be 0
+    for factor in (1.0, math.inf, -2.0):
+        scaler.scale(1.0)
+        scale = scaler.get_scale()
+        own.grad = transfer.to((small * factor).astype(np.float16), device)
+        given = transfer.to(own.grad, "cpu").copy()
+        scaler.step(ours)
+        scaler.update()
+        assert transfer.to(own.grad, "cpu").tobytes() == given.tobytes()
+        if math.isfinite(factor):
+            other.grad = transfer.to(given.astype(np.float32) / np.float32(scale), device)
+            plain.step()
+    assert scaler.get_scale() == 2.0**13
+    assert ours.state[own]["step"] == 2
+    exact = [transfer.to(o.state[p]["master"], "cpu") for o, p in ((ours, own), (plain, other))]
+    assert exact[0].tobytes() == exact[1].tobytes()
 
 
 @every_device

@@ -21,17 +21,17 @@ class Adadelta(FusedOptimizer):
         a ← ρ·a + ((1 − ρ)·Δ)·Δ
         θ ← θ − η·Δ
 
-    State: ``step`` (int), ``square_avg`` (v) and ``acc_delta`` (a), both of the shape and dtype of
-    their parameter.
+    State: ``step`` (int), ``square_avg`` (v) and ``acc_delta`` (a), both of the shape of their
+    parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: η ≥ 0, a factor of each step.
         rho: the decay rate ρ of the mean squares, 0 ≤ ρ ≤ 1.
         eps: ε ≥ 0, added under both roots.
         weight_decay: λ ≥ 0.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

@@ -20,18 +20,18 @@ class Adagrad(FusedOptimizer):
         s ← s + g·g
         θ ← θ − ((η / (1 + (t − 1)·lr_decay)) · g) / (sqrt(s) + ε)
 
-    State: ``step`` (int) and ``sum`` (s), of the shape and dtype of its parameter, which begins
-    with ``initial_accumulator_value`` of its group.
+    State: ``step`` (int) and ``sum`` (s), of the shape of its parameter, which begins with
+    ``initial_accumulator_value`` of its group.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         lr_decay: ≥ 0; how fast the learning rate falls with the number of steps.
         weight_decay: λ ≥ 0.
         initial_accumulator_value: ≥ 0; what s begins with.
         eps: ε ≥ 0, added to the denominator.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

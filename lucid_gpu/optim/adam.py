@@ -29,11 +29,11 @@ class Adam(FusedOptimizer):
     PyTorch does: ``v̂ ← max(v̂, v)`` and ``d = sqrt(v̂) / sqrt(1 − β2ᵗ) + ε``.
 
     State: ``step`` (int), ``exp_avg`` (m), ``exp_avg_sq`` (v) and, with ``amsgrad``,
-    ``max_exp_avg_sq`` (v̂), each of the shape and dtype of its parameter.
+    ``max_exp_avg_sq`` (v̂), each of the shape of its parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: the decay rates β1 and β2 of the moments, each in [0, 1).
         eps: ε ≥ 0, added to the denominator.
@@ -41,7 +41,7 @@ class Adam(FusedOptimizer):
         amsgrad: False, True or ``"raw"``.
         decoupled_weight_decay: True decays the parameter itself, as :class:`AdamW` does, instead
             of adding λθ to the gradient.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.
@@ -161,8 +161,21 @@ class Adam(FusedOptimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay, on by default.
 
-    The update is that of :class:`Adam` with ``decoupled_weight_decay=True``; the arguments and
-    their bounds are the same.
+    The update is that of :class:`Adam`, behind θ ← θ(1 − ηλ) in place of g ← g + λ·θ.
+
+    Args:
+        params: as of :class:`Adam`.
+        lr: the learning rate η ≥ 0.
+        betas: the decay rates β1 and β2 of the moments, each in [0, 1).
+        eps: ε ≥ 0, added to the denominator.
+        weight_decay: λ ≥ 0.
+        amsgrad: False, True or ``"raw"``, as of :class:`Adam`.
+        decoupled_weight_decay: False decays as :class:`Adam` does.
+        frame: as of :class:`Adam`.
+
+    Raises:
+        TypeError: an option or ``params`` is of the wrong type.
+        ValueError: an option is out of bounds; the text names option, bound and value.
 
     Example:
         >>> from lucid_gpu import Parameter

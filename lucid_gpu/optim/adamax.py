@@ -21,17 +21,17 @@ class Adamax(FusedOptimizer):
         n ← max(β2·n, |g| + ε)
         θ ← θ − ((η / (1 − β1ᵗ)) · m) / n
 
-    State: ``step`` (int), ``exp_avg`` (m) and ``exp_inf`` (n), both of the shape and dtype of
-    their parameter.
+    State: ``step`` (int), ``exp_avg`` (m) and ``exp_inf`` (n), both of the shape of their
+    parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: the decay rates β1 of the moment and β2 of the norm, each in [0, 1).
         eps: ε ≥ 0, added to the magnitude of the gradient.
         weight_decay: λ ≥ 0.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

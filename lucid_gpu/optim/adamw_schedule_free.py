@@ -30,12 +30,12 @@ class AdamWScheduleFree(ScheduleFree):
     after the former the parameters hold the average of the iterates.
 
     State: ``step`` (int), ``weight_sum`` and ``lr_max`` (floats: the sum of all w, and η*),
-    ``z``, which begins with the parameter, and ``exp_avg_sq`` (v), both of the shape and dtype of
-    their parameter. The option ``train_mode`` of each group says what the parameters hold.
+    ``z``, which begins with the parameter, and ``exp_avg_sq`` (v), both of the shape of their
+    parameter. The option ``train_mode`` of each group says what the parameters hold.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: β1 in (0, 1), how far gradients are taken from the iterates towards their average,
             and the decay rate β2 of the moment, in [0, 1).
@@ -44,7 +44,7 @@ class AdamWScheduleFree(ScheduleFree):
         warmup_steps: ≥ 0; over so many steps the learning rate rises.
         r: ≥ 0, the power of t in the weights of the average.
         weight_lr_power: ≥ 0, that of the learning rate.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

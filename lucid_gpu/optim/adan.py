@@ -29,16 +29,16 @@ class Adan(FusedOptimizer):
         θ ← θ / (1 + ηλ)
 
     State: ``step`` (int), ``exp_avg`` (m), ``exp_avg_diff`` (q), ``exp_avg_sq`` (v) and
-    ``previous_grad`` (g'), each of the shape and dtype of its parameter.
+    ``previous_grad`` (g'), each of the shape of its parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: the decay rates β1, β2 and β3, each in [0, 1). The paper's are one less these.
         eps: ε ≥ 0, added to the denominator.
         weight_decay: λ ≥ 0.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

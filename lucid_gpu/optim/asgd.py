@@ -34,17 +34,17 @@ class ASGD(FusedOptimizer):
         θ ← θ − η_t·g
         a ← θ where μ = 1, else a + (θ − a)·μ
 
-    State: ``step`` (int) and ``ax`` (a), of the shape and dtype of its parameter.
+    State: ``step`` (int) and ``ax`` (a), of the shape of its parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         lambd: λ' ≥ 0, by which parameters and learning rate decay.
         alpha: the power α ≥ 0 of the latter.
         t0: ≥ 0; after so many steps the average begins.
         weight_decay: λ ≥ 0.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

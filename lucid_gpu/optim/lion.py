@@ -22,15 +22,15 @@ class Lion(FusedOptimizer):
 
     The sign of NaN is NaN.
 
-    State: ``step`` (int) and ``exp_avg`` (m), of the shape and dtype of its parameter.
+    State: ``step`` (int) and ``exp_avg`` (m), of the shape of its parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0: three to ten times less than Adam's.
         betas: the rates β1 and β2, each in [0, 1).
         weight_decay: λ ≥ 0, decoupled: three to ten times more than AdamW's.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

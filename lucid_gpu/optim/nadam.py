@@ -26,11 +26,11 @@ class NAdam(FusedOptimizer):
         θ ← θ − ((η·μ' / (1 − P·μ')) · m) / d
 
     State: ``step`` (int), ``mu_product`` (P, a float that begins with 1), ``exp_avg`` (m) and
-    ``exp_avg_sq`` (v), both of the shape and dtype of their parameter.
+    ``exp_avg_sq`` (v), both of the shape of their parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: the decay rates β1 and β2 of the moments, each in [0, 1).
         eps: ε ≥ 0, added to the denominator.
@@ -38,7 +38,7 @@ class NAdam(FusedOptimizer):
         momentum_decay: ψ ≥ 0; how fast μ approaches β1.
         decoupled_weight_decay: True decays the parameter itself instead of adding λθ to the
             gradient.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

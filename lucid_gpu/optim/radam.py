@@ -27,19 +27,19 @@ class RAdam(FusedOptimizer):
     with ``ρ∞ = 2/(1 − β2) − 1``, ``ρ = ρ∞ − 2tβ2ᵗ/(1 − β2ᵗ)`` and
     ``R = sqrt((ρ − 4)(ρ − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ))``.
 
-    State: ``step`` (int), ``exp_avg`` (m) and ``exp_avg_sq`` (v), both of the shape and dtype of
-    their parameter.
+    State: ``step`` (int), ``exp_avg`` (m) and ``exp_avg_sq`` (v), both of the shape of their
+    parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         betas: the decay rates β1 and β2 of the moments, each in [0, 1).
         eps: ε ≥ 0, added to the denominator.
         weight_decay: λ ≥ 0.
         decoupled_weight_decay: True decays the parameter itself instead of adding λθ to the
             gradient.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

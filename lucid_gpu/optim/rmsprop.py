@@ -23,14 +23,14 @@ class RMSprop(FusedOptimizer):
         θ ← θ − (η·g) / d                   momentum: b ← μ·b + g/d, θ ← θ − η·b
 
     State: ``step`` (int), ``square_avg`` (v), if centered ``grad_avg`` (h) and, with momentum,
-    ``momentum_buffer`` (b), each of the shape and dtype of its parameter.
+    ``momentum_buffer`` (b), each of the shape of its parameter.
 
     Where rounding leaves v − h·h below 0, as it does for a gradient that stays the same, its root
     would be NaN; the maximum with 0 changes nothing else.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         alpha: the decay rate α of the averages, in [0, 1).
         eps: ε ≥ 0, added to the denominator.
@@ -38,7 +38,7 @@ class RMSprop(FusedOptimizer):
         momentum: μ ≥ 0.
         centered: True divides by an estimate of the standard deviation instead.
         eps_inside_sqrt: True adds ε ahead of the root.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

@@ -26,15 +26,15 @@ class Rprop(FusedOptimizer):
     The sign of NaN is NaN.
 
     State: ``step`` (int), ``prev`` (g'), and ``step_size`` (s), which begins with the learning
-    rate of its group, both of the shape and dtype of their parameter.
+    rate of its group, both of the shape of their parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the first step size ≥ 0. What it is changed to later has no effect.
         etas: the factors (η⁻, η⁺), 0 < η⁻ < 1 < η⁺.
         step_sizes: the bounds (least, most) of step sizes, 0 < least ≤ most.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

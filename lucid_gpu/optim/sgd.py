@@ -24,12 +24,12 @@ class SGD(FusedOptimizer):
 
     Without momentum there is no ``b`` and ``θ ← θ − η·g``.
 
-    State: ``step`` (int) and, with momentum, ``momentum_buffer`` (b), of the shape and dtype of
-    its parameter.
+    State: ``step`` (int) and, with momentum, ``momentum_buffer`` (b), of the shape of its
+    parameter.
 
     Args:
-        params: parameters, ``(name, parameter)`` pairs or group dicts; float32 or float64 arrays
-            of any shape.
+        params: parameters, ``(name, parameter)`` pairs or group dicts; arrays of float32, float64,
+            bfloat16 or float16, of any shape.
         lr: the learning rate η ≥ 0.
         momentum: μ ≥ 0.
         dampening: τ, a finite number; None stands for μ, so that b is a moving average.
@@ -38,7 +38,7 @@ class SGD(FusedOptimizer):
         decoupled_weight_decay: True decays the parameter itself instead of adding λθ to the
             gradient.
         dampen_first: True starts from ``b = 0`` and dampens the first gradient like the others.
-        frame: ``maximize``, ``state_device``; see :class:`FusedOptimizer`.
+        frame: ``maximize``, ``state_device`` and others; see :class:`FusedOptimizer`.
 
     Raises:
         TypeError: an option or ``params`` is of the wrong type.

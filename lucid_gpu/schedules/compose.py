@@ -138,7 +138,7 @@ def warmup_cosine(warmup: float, total: float, floor: float = 0.0) -> Pieces:
         >>> [round(warmup_cosine(2, 6)(t, 0.1), 4) for t in range(9)]
         [0.0, 0.05, 0.1, 0.0854, 0.05, 0.0146, 0.0, 0.0, 0.0]
     """
-    fall = _fall(warmup, total)
+    fall = _fall(warmup, total, floor)
     return sequence([Linear(0, 1, warmup), hold(Cosine(fall, floor), fall)], [warmup])
 
 
@@ -163,7 +163,8 @@ def warmup_linear(warmup: float, total: float, floor: float = 0.0) -> Pieces:
         >>> [round(warmup_linear(2, 6)(t, 0.1), 4) for t in range(9)]
         [0.0, 0.05, 0.1, 0.075, 0.05, 0.025, 0.0, 0.0, 0.0]
     """
-    return sequence([Linear(0, 1, warmup), Polynomial(_fall(warmup, total), 1, floor)], [warmup])
+    fall = _fall(warmup, total, floor)
+    return sequence([Linear(0, 1, warmup), Polynomial(fall, 1, floor)], [warmup])
 
 
 def wsd(warmup: float, stable: float, decay: float, floor: float = 0.0) -> Pieces:
@@ -185,7 +186,8 @@ def wsd(warmup: float, stable: float, decay: float, floor: float = 0.0) -> Piece
 
     Source: Hu et al., "MiniCPM", arXiv:2404.06395.
     """
-    fields: dict[str, Any] = {"warmup": warmup, "stable": stable, "decay": decay}
+    fields: dict[str, Any] = {"warmup": warmup, "stable": stable, "decay": decay, "floor": floor}
+    bounds.number(fields, "floor")
     bounds.number(fields, "warmup", "stable", least=0)
     bounds.number(fields, "decay", above=0)
     pieces: list[Schedule] = [Linear(0, 1, warmup), UNCHANGED, Polynomial(decay, 1, floor)]
@@ -226,10 +228,11 @@ def _functions(schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
     return found
 
 
-def _fall(warmup: float, total: float) -> float:
+def _fall(warmup: float, total: float, floor: float) -> float:
     """Return how many steps remain after the warm-up."""
-    fields: dict[str, Any] = {"warmup": warmup, "total": total}
+    fields: dict[str, Any] = {"warmup": warmup, "total": total, "floor": floor}
     bounds.number(fields, "warmup", least=0)
+    bounds.number(fields, "floor")
     bounds.number(fields, "total", above=fields["warmup"])
     length: float = fields["total"] - fields["warmup"]
     return length

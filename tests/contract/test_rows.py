@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.contract import test_5_rules
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "contract.md"
@@ -49,6 +51,30 @@ def test_every_row_of_the_document_has_a_test():
 
 def test_every_row_that_a_test_names_is_in_the_document():
     assert rows_named_by_tests() - set(rows_of_the_document()) == set()
+
+
+def rows_that_name_their_tests():
+    return [row for number in (6, 7, 8) for row in table(f"{number}. ")]
+
+
+def test_the_rows_that_name_their_tests_go_on_counting():
+    numbers = [int(row[0]) for row in rows_that_name_their_tests()]
+    assert numbers == list(range(31, 31 + len(numbers)))
+    assert len(numbers) >= 61
+
+
+def names_in(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("row", rows_that_name_their_tests(), ids=lambda row: row[0])
+def test_every_test_that_a_row_names_is_there(row):
+    named = re.findall(r"`(\S+)::(test_\w+)`", row[2])
+    assert named
+    assert row[2].count("`") == 2 * len(named)
+    for path, test in named:
+        assert test in names_in(DOCUMENT.parents[1] / "tests" / path), path
 
 
 def test_the_numbers_that_are_tested_are_those_of_the_document():

@@ -215,7 +215,7 @@ def test_a_rule_without_slots_steps_in_one_launch(emulated):
     assert emulated.record.downloads == []
 
 
-@pytest.mark.parametrize("place", ["gpu", "cuda:0", True, 0])
+@pytest.mark.parametrize("place", ["gpu", "cuda:0", True, 0, np.zeros(2)], ids=str)
 @pytest.mark.parametrize("rule", rules.optimizers(), ids=lambda rule: rule.__name__)
 def test_another_place_is_refused(rule, place):
     with pytest.raises(ValueError, match="state_device must be 'host', or None"):

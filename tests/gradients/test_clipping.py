@@ -134,6 +134,15 @@ def test_the_norm_of_many_is_exact_where_sums_in_float32_are_not(device):
     assert host(clip_grad_norm_(own, 1e9)) == pytest.approx(exact, rel=1e-7)
 
 
+def test_a_tensor_and_its_chunks_have_one_norm_to_the_bit(device):
+    numbers = np.random.default_rng(0).normal(size=5 * 4096)
+    whole, parts = (
+        get_total_norm([place(part, device).view for part in split])
+        for split in ([numbers], np.split(numbers, 5))
+    )
+    assert host(whole).tobytes() == host(parts).tobytes()
+
+
 @pytest.mark.parametrize(
     ("dtypes", "widest"),
     [

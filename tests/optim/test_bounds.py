@@ -10,7 +10,7 @@ import pytest
 
 from lucid_gpu import Parameter, optim
 from lucid_gpu.optim.core.fused import FRAME_DEFAULTS
-from tests import rules
+from tests import array_rules, rules
 from tests.contract.support import unchanged
 
 NONNEGATIVE = [
@@ -128,6 +128,29 @@ def test_what_is_no_finite_number_is_refused(rule, value):
             continue
         with pytest.raises((TypeError, ValueError), match=f"^{option} must be "):
             rule([Parameter([1.0])], **{option: value})
+
+
+every_optimizer = pytest.mark.parametrize(
+    "rule", [*rules.optimizers(), *array_rules.optimizers()], ids=lambda rule: rule.__name__
+)
+
+
+@every_optimizer
+@pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
+def test_options_that_say_how_pytorch_runs_are_no_arguments(rule, option):
+    assert option not in inspect.signature(rule).parameters
+    with pytest.raises(TypeError, match=option):
+        rule([Parameter([[1.0]])], **{option: True})
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", ["complex64", "int32", "bool"])
+def test_parameters_of_no_real_floating_point_type_are_refused_ahead_of_the_step(rule, dtype):
+    param = Parameter(np.ones((2, 2), dtype), name="w")
+    param.grad = np.ones((2, 2), dtype)
+    optimizer = rule([param])
+    with unchanged(optimizer), pytest.raises(TypeError, match=f"'w' has dtype {dtype}: use float"):
+        optimizer.step(lambda: 0.0)
 
 
 @pytest.mark.parametrize(("name", "options"), ALLOWED, ids=str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter
-from tests import rules
+from tests import array_rules, rules
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[oracle]'")
 pytest.importorskip("expecttest", reason="PyTorch's test data need it: pip install -e '.[oracle]'")
@@ -104,8 +104,31 @@ def listed(params):
     return params
 
 
-@pytest.mark.parametrize(("name", "params", "kwargs", "error"), ERRORS)
+IN_ARRAY_CODE = {kind.__name__: kind for kind in array_rules.optimizers()}
+ACCEPTED_HERE = (
+    "only support 2D parameters",  # trailing axes are flattened
+    "dense params required",  # sparse tensors are none of ours
+    "dense params required in param_groups",
+    "complex not supported",  # refused ahead of the step, by the dtype
+    "does not support complex parameters",
+)
+ERRORS_IN_ARRAY_CODE = [
+    pytest.param(
+        name,
+        each.optimizer_error_input.params,
+        each.optimizer_error_input.kwargs,
+        each.error_type,
+        id=f"{name}-{each.optimizer_error_input.desc}",
+    )
+    for name in sorted(IN_ARRAY_CODE)
+    for each in INFOS[name].optim_error_inputs_func(device="cpu", dtype=torch.float32)
+    if is_bad_here_too(each.optimizer_error_input.kwargs)
+    and each.optimizer_error_input.desc not in ACCEPTED_HERE
+]
+
+
+@pytest.mark.parametrize(("name", "params", "kwargs", "error"), [*ERRORS, *ERRORS_IN_ARRAY_CODE])
 def test_what_is_bad_is_refused(name, params, kwargs, error):
     is_of_wrong_type = isinstance(kwargs.get("lr"), torch.Tensor)
     with pytest.raises(TypeError if is_of_wrong_type else error):
-        OURS[name](listed(params), **kwargs)
+        {**OURS, **IN_ARRAY_CODE}[name](listed(params), **kwargs)

@@ -145,6 +145,21 @@ def test_trajectories_are_those_of_pytorch_but_for_rounding(name, options):
     )
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "Adamax"])
+def test_a_fast_average_is_pytorchs_but_for_rounding(name, beta1):
+    """From a weight of a half on, PyTorch works it out from the other end."""
+    options = {"lr": 1e-2, "betas": (beta1, 0.999)}
+    for kind in ("float32", "float64"):
+        with default_dtype(getattr(torch, kind)):
+            param, slots = run(
+                lambda params: getattr(optim, name)(params, **options),
+                lambda params: getattr(torch.optim, name)(params, **options, **EXECUTION),
+                np.dtype(kind),
+            )
+        assert max(param, slots) <= 3, kind
+
+
 class AuthorsLion(torch.optim.Optimizer):
     """Lion as its authors write it in PyTorch."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -121,7 +122,10 @@ BAD = [
     (schedules.hold, (Step(2), -1), ValueError, "until must be >= 0, not -1"),
     (schedules.warmup_cosine, (-1, 5), ValueError, "warmup must be >= 0, not -1"),
     (schedules.warmup_cosine, (5, 5), ValueError, "total must be > 5, not 5"),
-    (schedules.warmup_cosine, (1, 5, None), TypeError, "eta_min must be a number"),
+    (schedules.warmup_cosine, (1, 5, None), TypeError, "floor must be a number"),
+    (schedules.warmup_linear, (None, 4), TypeError, "warmup must be a number, not None"),
+    (schedules.warmup_linear, (1, 4, "x"), TypeError, "floor must be a number, not 'x'"),
+    (schedules.wsd, (1, 1, 1, math.nan), ValueError, "floor must be finite, not nan"),
     (schedules.warmup_linear, (5, 4), ValueError, "total must be > 5, not 4"),
     (schedules.wsd, (-1, 1, 1), ValueError, "warmup must be >= 0, not -1"),
     (schedules.wsd, (1, -1, 1), ValueError, "stable must be >= 0, not -1"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from lucid_gpu.device import gpu, torch_tensors
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import address, device_of, is_array, kind_of
 from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import no_fills
@@ -61,12 +62,16 @@ class ArrayOptimizer(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ()
     widens = True
-    _written: Mapping[int, tuple[Any, Any]] | None = None
-    """The data and the master of each parameter that has one, as the last step left them."""
+    _written: Mapping[int, _Written] | None = None
+    """What the last step of each parameter with a master left, by the id of the parameter."""
+
+    _scale: Any = None
+    """What the gradients of the step at hand are divided by."""
 
     _transient: ClassVar[dict[str, Any]] = {
         **Optimizer._transient,  # noqa: SLF001 - of the base class
         "_written": None,
+        "_scale": None,
     }
 
     @staticmethod
@@ -136,12 +141,33 @@ class ArrayOptimizer(Optimizer):
         self._written = {**(self._written or {}), **_masters(tensors)}
         return result
 
+    @contextlib.contextmanager
+    def divided_by(self, scale: Any) -> Iterator[None]:
+        """Divide the gradients of steps inside a ``with`` block, once they are widened.
+
+        Args:
+            scale: a float32 array of one element.
+        """
+        self._scale = scale
+        try:
+            yield
+        finally:
+            self._scale = None
+
+    def _gradient(self, tensor: Tensor, dtype: np.dtype[Any]) -> Any:
+        """Return the gradient of a parameter in the dtype that is updated, without a scale."""
+        grad = making.cast(tensor.grad, dtype) if self.widens else tensor.grad
+        if self._scale is None:
+            return grad
+        scale = transfer.to(self._scale, device_of(tensor.data)).astype(np.float64)
+        return grad * (1 / scale).astype(np.float32).reshape(())
+
     def _update(self, tensor: Tensor, t: int) -> None:
         """Update a parameter, or its exact value and then the parameter."""
         home, arrays = device_of(tensor.data), dict(tensor.slots or {})
         exact = arrays.pop("master", tensor.data)
         with gpu.on(home), np.errstate(all="ignore"):  # as on a GPU, which does not warn
-            grad = making.cast(tensor.grad, exact.dtype) if self.widens else tensor.grad
+            grad = self._gradient(tensor, exact.dtype)
             options = self.param_groups[tensor.group]
             self.update(gpu.module(home), exact, grad, arrays, options, t)
             if exact is not tensor.data:
@@ -214,8 +240,8 @@ class ArrayOptimizer(Optimizer):
         master = self.state.get(tensor.param, {}).get("master")
         if master is None or "master" not in tensor.used:
             return False
-        data, written = (self._written or {}).get(id(tensor.param), (None, None))
-        if written is master and address(data) == address(tensor.data):
+        written = (self._written or {}).get(id(tensor.param))
+        if written is not None and written.holds(tensor.data, master):
             return False
         return making.is_stale(master, tensor.data)
 
@@ -233,10 +259,33 @@ class ArrayOptimizer(Optimizer):
         return f", stored as {' and '.join(told)}" if told and self.widens else ""
 
 
-def _masters(tensors: list[Tensor]) -> dict[int, tuple[Any, Any]]:
-    """Return, for each parameter that has a master, its data and that."""
+class _Written(NamedTuple):
+    """What a step wrote.
+
+    Attributes:
+        data: the array of the parameter.
+        master: its exact value.
+        versions: tell whether others have written to it, if it is a tensor of PyTorch.
+    """
+
+    data: Any
+    master: Any
+    versions: torch_tensors.Versions | None
+
+    def holds(self, data: Any, master: Any) -> bool:
+        """Say whether it is what was written, as far as can be told without looking at values."""
+        is_same = self.master is master and address(self.data) == address(data)
+        return is_same and (self.versions is None or not self.versions.have_changed())
+
+
+def _masters(tensors: list[Tensor]) -> dict[int, _Written]:
+    """Return what was written, of each parameter that has a master."""
     return {
-        id(tensor.param): (tensor.data, tensor.slots["master"])
+        id(tensor.param): _Written(tensor.data, tensor.slots["master"], _versions(tensor.param))
         for tensor in tensors
         if tensor.slots and "master" in tensor.slots
     }
+
+
+def _versions(param: Any) -> torch_tensors.Versions | None:
+    return torch_tensors.Versions([param]) if torch_tensors.is_tensor(param) else None

@@ -213,19 +213,20 @@ class FusedOptimizer(Optimizer):
             raise TypeError(
                 f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
             )
-        given = {**FRAME_DEFAULTS, **frame}
-        if given["state_device"] not in (None, HOST):
+        given: dict[str, Any] = {**FRAME_DEFAULTS, **frame}
+        state_device = given.pop("state_device")
+        is_host = isinstance(state_device, str) and state_device == HOST
+        if not (state_device is None or is_host):
             raise ValueError(
                 f"state_device must be {HOST!r}, or None for beside the parameters, "
-                f"not {given['state_device']!r}"
+                f"not {state_device!r}"
             )
         self._prepared: PreparedStep | None = None
         self._captured: _Captured | None = None
         self._scaling: Callable[[str], Terms] | None = None
         self._judging = Judging()
-        options = {name: value for name, value in given.items() if name != "state_device"}
-        super().__init__(params, {**defaults, **options})
-        self._placement.state_device = given["state_device"]
+        super().__init__(params, {**defaults, **given})
+        self._placement.state_device = state_device
 
     @staticmethod
     def variant(options: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG004 - a rule's depends
@@ -294,7 +295,7 @@ class FusedOptimizer(Optimizer):
             What ``closure`` returned; None without one.
 
         Raises:
-            TypeError: a parameter is not made of float32 or float64.
+            TypeError: a parameter is of a dtype that cannot be trained.
             ValueError: an option is out of bounds, or a gradient or slot does not fit its
                 parameter. Nothing was changed.
             RuntimeError: an earlier step was interrupted, another thread is stepping, or the data

@@ -21,8 +21,8 @@ class CyclicLR(Scheduler):
 
     Args:
         optimizer: whose learning rates to schedule.
-        base_lr: the low end, or a list.
-        max_lr: the high end, or a list.
+        base_lr: the low end, ≥ 0, or a list.
+        max_lr: the high end, ≥ 0, or a list.
         step_size_up: steps up, > 0.
         step_size_down: steps down, > 0; None for as many.
         mode: ``"triangular"``, ``"triangular2"`` or ``"exp_range"``.
@@ -30,8 +30,8 @@ class CyclicLR(Scheduler):
         scale_fn: takes the place of ``mode``.
         scale_mode: ``"cycle"`` or ``"iterations"``: what ``scale_fn`` gets.
         cycle_momentum: True moves momentum, or β1, too.
-        base_momentum: its low end, or a list.
-        max_momentum: its high end, or a list.
+        base_momentum: its low end, ≥ 0, or a list.
+        max_momentum: its high end, ≥ 0, or a list.
         last_epoch: see :class:`Scheduler`.
         every: see :class:`Scheduler`.
 
@@ -79,15 +79,15 @@ class OneCycleLR(Scheduler):
 
     Args:
         optimizer: whose learning rates to schedule.
-        max_lr: the peak, or a list.
+        max_lr: the peak, ≥ 0, or a list.
         total_steps: n, a whole number ≥ 1; None for ``epochs · steps_per_epoch``.
         epochs: a whole number ≥ 1.
         steps_per_epoch: a whole number ≥ 1.
         pct_start: the share of the rise, a float in [0, 1].
         anneal_strategy: ``"cos"`` or ``"linear"``.
         cycle_momentum: True moves momentum, or β1, too.
-        base_momentum: the momentum at the peak, or a list.
-        max_momentum: that at both ends, or a list.
+        base_momentum: the momentum at the peak, ≥ 0, or a list.
+        max_momentum: that at both ends, ≥ 0, or a list.
         div_factor: > 0; the rate begins at ``max_lr / div_factor``.
         final_div_factor: > 0; it ends at ``max_lr / div_factor / final_div_factor``.
         three_phase: True goes down to where it began first.
@@ -161,7 +161,7 @@ def _pairs(make: Callable[[Any], Schedule], **ends: Values) -> Schedule | list[S
         for index in range(count)
     ]
     for values in of_groups:
-        bounds.number(dict(zip(ends, values, strict=True)), *ends)
+        bounds.number(dict(zip(ends, values, strict=True)), *ends, least=0)
     made = [make(values) for values in of_groups]
     return made if lengths else made[0]
 

@@ -341,6 +341,21 @@ def test_a_master_is_compared_with_its_parameter_only_where_one_of_them_was_repl
     assert len(asked) == 1
 
 
+def test_a_master_is_made_anew_where_a_tensor_was_written_in_place():
+    """Row 30c of docs/contract.md."""
+    torch = pytest.importorskip("torch")
+    tensor = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = Momentum([("w", tensor)], lr=0.0)
+    tensor.grad = torch.ones(2, dtype=torch.bfloat16)
+    for _ in range(3):
+        optimizer.step()
+    with torch.no_grad():
+        tensor.fill_(3.0)
+    with pytest.warns(UserWarning, match="data of 'w' was replaced or written to"):
+        optimizer.step()
+    assert tensor.tolist() == [3.0, 3.0]
+
+
 def test_slots_that_pytorch_kept_in_bfloat16_are_widened():
     optimizer, param = brief([1.0, 2.0])
     saved = {**optimizer.state_dict(), "state": {0: {"step": 1, "momentum_buffer": param.data}}}

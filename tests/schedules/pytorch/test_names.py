@@ -204,7 +204,11 @@ BAD = [
     ("OneCycleLR", (0.1, 9), {"anneal_strategy": "x"}, ValueError, "anneal_strategy must be one"),
     ("OneCycleLR", (0.1, 9), {"div_factor": 0}, ValueError, "div_factor must be > 0, not 0"),
     ("OneCycleLR", (0.1, 9), {"final_div_factor": -1}, ValueError, "final_div_factor must be > 0"),
-    ("OneCycleLR", (-0.1, 9), {}, ValueError, "lr must be >= 0"),
+    ("OneCycleLR", (-0.1, 9), {}, ValueError, "max_lr must be >= 0, not -0.1"),
+    ("OneCycleLR", (0.1, 9), {"base_momentum": -1}, ValueError, "base_momentum must be >= 0"),
+    ("CyclicLR", (-0.1, 0.1), {}, ValueError, "base_lr must be >= 0, not -0.1"),
+    ("CyclicLR", (0.1, -0.1), {}, ValueError, "max_lr must be >= 0, not -0.1"),
+    ("CyclicLR", (0, 1), {"base_momentum": -1}, ValueError, "base_momentum must be >= 0, not -1"),
     ("OneCycleLR", (0.1, 9), {"max_momentum": 1e400}, ValueError, "max_momentum must be finite"),
     ("SWALR", (NAN,), {}, ValueError, "swa_lr must be finite, not nan"),
     ("SWALR", (-0.1, 0), {}, ValueError, "lr must be >= 0, not -0.1"),
@@ -225,7 +229,13 @@ BAD = [
     ("ReduceLROnPlateau", (), {"eps": -1}, ValueError, "eps must be >= 0, not -1"),
     ("StepLR", (3,), {"last_epoch": -2}, ValueError, "last_epoch must be >= -1, not -2"),
     ("StepLR", (3,), {"last_epoch": 0.5}, TypeError, "last_epoch must be a whole number"),
-    ("StepLR", (3,), {"every": "epoch"}, ValueError, "every must be one of None, 'step', not"),
+    (
+        "StepLR",
+        (3,),
+        {"every": "epoch"},
+        ValueError,
+        "every must be one of None, 'step', 'update', not",
+    ),
 ]
 
 
