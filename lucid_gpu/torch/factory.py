@@ -51,7 +51,8 @@ def _doc(rule: type[FusedOptimizer]) -> str:
         f":class:`lucid_gpu.optim.{rule.__name__}` for parameters of PyTorch.\n\n"
         "    Formulas, options and bounds are there. Options are spelled as in ``torch.optim``:\n"
         '    ``amsgrad=True`` is PyTorch\'s (``"raw"`` there), ``lr`` may be a tensor, and\n'
-        "    ``foreach`` and ``fused`` are taken and say nothing, because every step is fused.\n"
+        "    ``foreach`` and ``fused`` are taken, and every step is fused; ``fused=False`` has\n"
+        "    ``torch.amp.GradScaler`` unscale gradients ahead of it, for who clips them then.\n"
         "    ``capturable=True`` and ``differentiable=True`` are refused.\n"
     )
 

@@ -33,7 +33,7 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
     """
 
     engine_class: ClassVar[type[Engine]]
-    _step_supports_amp_scaling = True
+    _step_supports_amp_scaling = True  # PyTorch's scaler looks for this
     _engine: Engine
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
@@ -41,6 +41,8 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             raise TypeError("TorchOptimizer is abstract: use one of its subclasses, such as AdamW")
         if isinstance(params, torch.nn.Module):
             raise TypeError(f"params is a {type(params).__name__}: pass its parameters()")
+        if options.get("fused") is False:
+            self._step_supports_amp_scaling = False
         given = self._bound(args, options)
         self._start(given)
         known = self._engine.defaults

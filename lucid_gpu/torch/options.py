@@ -38,8 +38,15 @@ def take_execution(options: dict[str, Any], name: str) -> None:
     ``foreach`` and ``fused`` choose between implementations, of which there is one here.
 
     Raises:
+        TypeError: state is to be elsewhere.
         ValueError: one asks for what there is not.
     """
+    if options.pop("state_device", None) is not None:
+        raise TypeError(
+            f"{name} does not support state_device here: its state is in memory of PyTorch's "
+            f"allocator, beside the parameters; lucid_gpu.optim.{name} takes PyTorch's parameters, "
+            "too, and keeps their state on the host"
+        )
     given = {key: options.pop(key) for key in EXECUTION if key in options}
     if given.get("differentiable"):
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from lucid_gpu import optim
 from tests.torch.support import everything, parameters, set_gradients, torch, values
 
 ours = pytest.importorskip("lucid_gpu.torch")
@@ -55,6 +57,13 @@ def test_a_step_is_one_launch_on_the_stream_of_pytorch(device):
     device.stream.drain()
     device.machine.lazy = False
     assert values(params) != before
+
+
+def test_the_optimizers_of_arrays_keep_the_state_of_tensors_on_the_host(on_the_host, device):
+    params = made()
+    optimizer = optim.AdamW(params, lr=0.1, state_device="host")
+    assert trained(params, optimizer, range(6)) == on_the_host
+    assert isinstance(optimizer.state[params[1]]["exp_avg"], np.ndarray)
 
 
 def test_slots_are_tensors_of_the_shape_of_their_parameter(device):

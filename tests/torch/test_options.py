@@ -45,3 +45,13 @@ def test_options_of_execution_are_taken_out():
     given = {"lr": 1.0, "fused": True, "foreach": None, "capturable": False}
     options.take_execution(given, "Adam")
     assert given == {"lr": 1.0}
+
+
+def test_state_on_the_host_is_refused_with_the_remedy():
+    with pytest.raises(
+        TypeError, match=r"Adam does not support state_device .*lucid_gpu.optim.Adam"
+    ):
+        options.take_execution({"lr": 1.0, "state_device": "host"}, "Adam")
+    given = {"lr": 1.0, "state_device": None}
+    options.take_execution(given, "Adam")
+    assert given == {"lr": 1.0}

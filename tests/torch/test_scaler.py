@@ -199,6 +199,18 @@ def test_a_scale_of_ones_own_divides_the_gradients():
     assert_close(own, theirs)
 
 
+def test_a_step_that_is_not_to_be_fused_has_the_scaler_unscale_its_gradients():
+    params = parameters(*SHAPES)
+    optimizer, own = ours.AdamW(params, fused=False), scaler()
+    give(params, own, 0, is_bad=False)
+    before = [param.grad.clone() for param in params]
+    own.step(optimizer)
+    for param, grad in zip(params, before, strict=True):
+        assert torch.equal(param.grad, grad / 8)
+    assert optimizer.state[params[0]]["step"] == 1
+    assert optimizer.last is None
+
+
 WRONG = [
     ("grad_scale", torch.ones(2), ValueError, "grad_scale must have one element, not 2"),
     ("found_inf", torch.ones(0), ValueError, "found_inf must have one element, not 0"),
