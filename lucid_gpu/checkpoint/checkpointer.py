@@ -48,7 +48,8 @@ class Checkpointer:
             Another one takes its usual effect.
 
     Raises:
-        TypeError: ``save_on_signal`` is no sequence of signals.
+        TypeError: ``save_on_signal`` is no sequence of signals, or ``keep`` or ``keep_every`` no
+            whole number.
         ValueError: ``keep`` or ``keep_every`` is less than 1; ``directory`` is a URL;
             ``save_on_signal`` names what cannot be caught, or this is not the main thread, which
             alone may catch signals.
@@ -90,14 +91,17 @@ class Checkpointer:
         save_on_signal: Sequence[int] = (),
     ) -> None:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
+            if value is not None and not hasattr(value, "__index__"):
+                raise TypeError(f"{name}={value!r} must be a whole number")
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r} must be at least 1")
-        if isinstance(locate(directory), str):
+        place = locate(directory)
+        if isinstance(place, str):
             raise ValueError(
                 f"directory={directory!r} is the URL of a store, which has no locks and renames: "
                 "give a local directory, and upload its steps"
             )
-        self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - keep links
+        self.directory = Path(os.path.abspath(place))  # noqa: PTH100 - keep links
         self._retention = Retention(self.directory, keep, keep_every)
         self._staging = Staging()
         self._writer = BackgroundWriter()

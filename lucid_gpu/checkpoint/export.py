@@ -40,6 +40,7 @@ def export_safetensors(
         metadata: text for the header; None writes ``{"format": "pt"}``, which model hubs ask for.
 
     Raises:
+        ValueError: ``file`` is the URL of a store.
         CheckpointError: there are no arrays, two would have one name, one has a dtype that
             safetensors has not, the checkpoint is damaged, or the system could not write.
 
@@ -50,7 +51,10 @@ def export_safetensors(
         >>> save(folder + "/best", {"model": {"h.0.weight": np.ones(2)}, "epoch": 7})
         >>> export_safetensors(folder + "/best", "model", folder + "/model.safetensors")
     """
-    target = Path(os.path.abspath(file))  # noqa: PTH100 - resolve() would follow links
+    place = locate(file)
+    if isinstance(place, str):
+        raise ValueError(f"file={file!r} is a URL: give a local file, and upload that")
+    target = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow links
     header_text = dict(HUB if metadata is None else metadata)
 
     def write_from(reader: Reader) -> None:

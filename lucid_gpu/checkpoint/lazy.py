@@ -19,9 +19,12 @@ class OpenCheckpoint(Mapping[str, np.ndarray[Any, Any]]):
         self._reader = reader
         self._tensors = reader.names()
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._is_closed = False
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         """Return a read-only array; its digest is checked when it is asked for first."""
+        if self._is_closed:
+            raise ValueError(f"{self._reader.path} is closed: open it again to ask for {name!r}")
         tensor = self._tensors[name]
         if tensor not in self._arrays:
             self._arrays[tensor] = self._reader.mapped(tensor)
@@ -44,6 +47,7 @@ class OpenCheckpoint(Mapping[str, np.ndarray[Any, Any]]):
 
     def close(self) -> None:
         """Let go of the files; arrays that were returned stay as they are."""
+        self._is_closed = True
         self._arrays.clear()
         self._reader.close()
 
@@ -66,6 +70,8 @@ def open(path: str | os.PathLike[str]) -> OpenCheckpoint:  # noqa: A001 - read a
     Raises:
         CheckpointError: it is no checkpoint, or its manifest is damaged. When an array is asked
             for: it is damaged.
+        KeyError: there is no array of that name.
+        ValueError: the checkpoint was closed when an array was asked for.
 
     Example:
         >>> import tempfile

@@ -103,7 +103,9 @@ class Matcher:
         missing = [key for key in saved if key not in target]
         extra = [key for key in target if key not in saved]
         if missing or extra:
-            why = f"the target lacks the keys {_listed(missing)}, and only it has {_listed(extra)}"
+            lacks = f"the target lacks the keys {_listed(missing)}" if missing else ""
+            has = f"only the target has the keys {_listed(extra)}" if extra else ""
+            why = ", and ".join(filter(None, (lacks, has)))
             if self._strict:
                 self._refuse(path, why)
             self.skipped.append(f"{path}: {why}")

@@ -115,7 +115,7 @@ def with_newest(directory: Location, use: Callable[[Reader], T]) -> tuple[T, int
         else:
             reasons = "; ".join(reason for _, reason in passed)
             raise NoCheckpointError(
-                f"{directory} holds no checkpoint that can be used. {reasons}", passed
+                f"{directory} holds no checkpoint that can be used. {reasons}".rstrip(), passed
             )
 
 

@@ -57,8 +57,15 @@ class Directory(Protocol):
 
 
 def locate(path: str | os.PathLike[str]) -> Location:
-    """Return a local path, or a URL as it is."""
+    """Return a local path, also for a URL that names one, or any other URL as it is.
+
+    Raises:
+        TypeError: the path is bytes.
+    """
     text = os.fspath(path)
+    if isinstance(text, bytes):
+        raise TypeError(f"the path {text!r} must be text: give os.fsdecode of it")
+    text = text.removeprefix("file://")
     return text.rstrip("/") if "://" in text else Path(text)
 
 

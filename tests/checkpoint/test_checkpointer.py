@@ -465,3 +465,10 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be used for checkpoints"):
         Checkpointer(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("options", [{"keep": "2"}, {"keep": 2.5}, {"keep_every": 0.5}])
+def test_what_is_no_whole_number_of_checkpoints_is_refused(tmp_path, options):
+    with pytest.raises(TypeError, match="must be a whole number"):
+        Checkpointer(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()

@@ -105,3 +105,10 @@ def test_damage_and_full_disks_leave_the_file_as_it_was(folder, monkeypatch):
         export_safetensors(folder / "c", "model", folder / "m.safetensors")
     assert (folder / "m.safetensors").read_bytes() == b"before"
     assert sorted(path.name for path in folder.iterdir()) == ["c", "m.safetensors"]
+
+
+def test_a_store_is_no_place_for_the_file(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="give a local file"):
+        export_safetensors(folder / "c", "model", "memory://bucket/model.safetensors")
+    assert not list(tmp_path.glob("memory*"))

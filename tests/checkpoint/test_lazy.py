@@ -87,3 +87,11 @@ def test_a_checkpoint_of_version_1_0_has_paths_too():
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         checkpoint.open(tmp_path / "absent")
+
+
+def test_a_closed_checkpoint_gives_no_array_and_says_so(path):
+    save(path, {"w": np.ones(3)})
+    arrays = checkpoint.open(path)
+    arrays.close()
+    with pytest.raises(ValueError, match="is closed: open it again"):
+        arrays["w"]

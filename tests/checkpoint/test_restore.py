@@ -111,7 +111,7 @@ SAVED = {
         ("tuple", [1], "has a tuple, and the target is a list"),
         ("l", {1, 2}, "put None there"),
         ("l", range(2), "put None there"),
-        ("new", 1, r"tree: the target lacks the keys \[\], and only it has \['new'\]"),
+        ("new", 1, r"tree: only the target has the keys \['new'\]$"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(path, key, target, why):

@@ -55,7 +55,7 @@ def test_a_run_without_a_checkpoint_that_verifies_is_an_error(run, tmp_path):
 
 
 def test_an_empty_directory_is_no_run(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"that can be used\.$"):
         latest(tmp_path)
     with pytest.raises(CheckpointError, match="this is no checkpoint"):
         load(tmp_path)

@@ -1,6 +1,7 @@
 """Checkpoints in a store that fsspec knows, on its store in memory."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -266,3 +267,17 @@ def test_fsspec_is_loaded_for_urls_only(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path / "c")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_url_of_a_local_directory_is_that_directory(tmp_path, quick_sync):
+    save(f"file://{tmp_path}/new/best", {"w": np.ones(3)})
+    assert load(tmp_path / "new" / "best")["w"].tolist() == [1, 1, 1]
+    assert load(f"file://{tmp_path}/new/best")["w"].tolist() == [1, 1, 1]
+    with Checkpointer(f"file://{tmp_path}/run") as checkpointer:
+        checkpointer.save(1, {})
+    assert (tmp_path / "run" / "step-000000000001").is_dir()
+
+
+def test_a_path_of_bytes_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="must be text"):
+        save(os.fsencode(tmp_path / "best"), {})
