@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_gpu.checkpoint import durable, files, steps
 from lucid_gpu.checkpoint.background import BackgroundWriter, Staging
-from lucid_gpu.checkpoint.errors import (
-    CheckpointError,
-)
+from lucid_gpu.checkpoint.errors import CheckpointError
 from lucid_gpu.checkpoint.restore import restore_into
 from lucid_gpu.checkpoint.retention import Retention
 from lucid_gpu.checkpoint.shards import Rest, no_rest
@@ -283,8 +281,8 @@ class Checkpointer:
         try:
             durable.sweep(self._lock)
             durable.retire(self._lock, self._retention.victims())
-        except (OSError, CheckpointError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the step was saved
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self._notes.append(
                 f"step {step} was saved, but older ones could not be removed: {reason}; the next "
                 "save tries again"

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lucid_gpu.checkpoint import Checkpointer, CheckpointError, load, save
+from lucid_gpu.checkpoint import Checkpointer, CheckpointError, load, retention, save
 from tests.checkpoint import forge
 from tests.checkpoint.stateful import Stateful
 
@@ -429,6 +429,24 @@ def test_old_steps_that_cannot_be_removed_are_a_warning_after_the_save(
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", full_disk)
             with pytest.warns(UserWarning, match=r"step 2 was saved, but older.*No space left"):
+                save_and_wait(checkpointer, 2, block)
+        assert checkpointer.restore() == {"step": 2}
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_step_that_cannot_be_verified_for_its_removal_does_not_fail_the_save(
+    tmp_path, monkeypatch, block
+):
+    saved(tmp_path, [1])
+
+    def no_memory(*_):
+        raise MemoryError
+
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(retention.Retention, "is_valid", no_memory)
+            patch.setattr(Checkpointer, "_make_way", lambda *_: None)
+            with pytest.warns(UserWarning, match="step 2 was saved, but older.*MemoryError"):
                 save_and_wait(checkpointer, 2, block)
         assert checkpointer.restore() == {"step": 2}
 
