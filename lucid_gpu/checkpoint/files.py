@@ -106,6 +106,8 @@ def load(
         CheckpointError: the checkpoint is damaged, does not fit ``into``, or nothing in it is
             selected. Nothing was changed, unless the disk failed after all had been verified: the
             text says so.
+        KeyboardInterrupt: or SystemExit, by a signal handler: nothing was changed; or all of
+            ``into`` was, if arrays were being written.
         TypeError: ``select`` is no pattern.
         ValueError: ``device`` is unknown, or given together with ``into``; ``strict`` is False
             without ``into``.

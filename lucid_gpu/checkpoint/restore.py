@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lucid_gpu.checkpoint.reader import Reader
 
 
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
+"""What signal handlers raise, between any two lines."""
+
+
 def restore_into(
     reader: Reader, node: Node, tree: Any, strict: bool = True
 ) -> tuple[Any, list[str]]:
@@ -59,8 +63,14 @@ class _Restore:
             name: self._found.fresh[name] for name in self._found.returned & set(self._found.fresh)
         }
         undo = self._load_objects(states)
+        interruption = None
         try:
-            self._fill()
+            try:
+                self._fill()
+            except INTERRUPTIONS as error:
+                # All was verified, so what it would leave half restored can be completed.
+                interruption = error
+                self._fill()
         except BaseException as error:
             undone = undo()
             if not isinstance(error, CheckpointError):
@@ -75,6 +85,8 @@ class _Restore:
                 parameter.data = text
         for generator, saved in self._found.generators:
             random_state.give_state(saved, generator)
+        if interruption is not None:
+            raise interruption
         return build(), self._found.skipped
 
     def _load_objects(self, states: list[tuple[Any, Any, Place]]) -> Callable[[], str]:
@@ -99,6 +111,9 @@ class _Restore:
             loaded += 1
             try:
                 _hand_over(target, state, self._strict)
+            except INTERRUPTIONS:
+                undo()
+                raise
             except Exception as error:
                 raise CheckpointError(
                     f"{self._reader.path}: {path}: {type(target).__name__} refused its state: "

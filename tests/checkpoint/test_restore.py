@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu import Parameter, optim
-from lucid_gpu.checkpoint import CheckpointError, load, reader, save
+from lucid_gpu.checkpoint import CheckpointError, load, reader, save, shards
 from lucid_gpu.checkpoint.reader import Reader
 from tests.checkpoint import trees
 from tests.checkpoint.stateful import Refusing, Stateful
@@ -178,6 +178,42 @@ def test_a_disk_that_fails_after_the_check_is_an_error_and_objects_are_put_back(
     with pytest.raises(CheckpointError, match=r"Input/output error.*may be half restored"):
         load(path, into=[np.zeros((3, 4), np.float32), scheduler])
     assert scheduler.state == {"epoch": 9}
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_while_arrays_are_written_waits_until_all_of_them_are(
+    path, monkeypatch, interruption
+):
+    save(path, [np.ones(3), np.ones(4), np.ones(5)[::2], 7])
+    read, calls = shards.read_tensor, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise interruption
+        return read(*arguments)
+
+    targets = [np.zeros(3), np.zeros(4), np.zeros(5)[::2], None]
+    monkeypatch.setattr(shards, "read_tensor", interrupted)
+    with pytest.raises(interruption):
+        load(path, into=targets)
+    assert [target.sum() for target in targets[:3]] == [3, 4, 3]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_while_objects_load_puts_them_back(path, interruption):
+    class Slow(Stateful):
+        def load_state_dict(self, state):
+            self.state = dict(state)
+            if state == {"new": 2}:
+                raise interruption
+
+    save(path, [Slow({"new": 1}), Slow({"new": 2}), np.ones(3)])
+    first, second, array = Slow({"mine": 1}), Slow({"mine": 2}), np.zeros(3)
+    with pytest.raises(interruption):
+        load(path, into=[first, second, array])
+    assert (first.state, second.state) == ({"mine": 1}, {"mine": 2})
+    assert not array.any()
 
 
 class Wavering(Stateful):
