@@ -58,6 +58,18 @@ def test_every_dtype_and_shape_is_copied_to_the_bit(tmp_path, quick_sync):
         assert trees.same(checkpointer.restore(), tree)
 
 
+def test_arrays_of_one_size_have_buffers_of_their_own_in_every_save(tmp_path, quick_sync):
+    arrays = [np.full(5, i) for i in range(4)]
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in range(1, 4):
+            for array in arrays:
+                array[...] += 10
+            checkpointer.save(step, arrays, block=False)
+            assert [one[0] for one in checkpointer.restore(step)] == [
+                10 * step + i for i in range(4)
+            ]
+
+
 def test_the_next_save_waits_for_the_one_in_flight(tmp_path, gate):
     w = np.zeros(1000)
     with Checkpointer(tmp_path, keep=5) as checkpointer:

@@ -429,3 +429,9 @@ def test_no_more_memory_is_taken_than_the_files_have(path):
 def test_a_file_instead_of_a_directory_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     refused(tmp_path / "file", "Not a directory")
+
+
+def test_a_manifest_larger_than_memory_is_damage_and_is_not_read(path):
+    os.truncate(path / "manifest.json", 1 << 43)
+    with pytest.raises(CheckpointError, match="more than any manifest"):
+        load(path)
