@@ -11,9 +11,15 @@ from typing import Any, Self, TypeAlias
 from lucid_gpu.averages.rule import Averaging
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.device.arrays import as_array, device_of
-from lucid_gpu.optim.core import checks, groups
+from lucid_gpu.optim.core import checks, groups, slots
 from lucid_gpu.optim.core.optimizer import Optimizer
-from lucid_gpu.optim.core.tensors import misfits, require, require_trainable
+from lucid_gpu.optim.core.tensors import (
+    TRAINABLE,
+    computing,
+    misfits,
+    require,
+    require_trainable,
+)
 from lucid_gpu.parameter import Parameter
 
 Decay: TypeAlias = float | Callable[[int], float] | None
@@ -29,12 +35,14 @@ class Average:
         a ← a + (1 − decay)·(θ − a)         a float, or decay(n): a moving average (EMA)
 
     One kernel launch for each device and dtype, as a step of an optimizer. Averages have the shape,
-    dtype and device of their parameters. Until the first model is in, the parameters stand for
-    their average.
+    dtype and device of their parameters, and float32 where a parameter is bfloat16 or float16: what
+    they average are the parameters as stored, and these hold their averages rounded to the nearest.
+    Until the first model is in, the parameters stand for their average.
 
     Args:
         params: an optimizer, whose parameters of now are meant, or parameters, ``(name,
-            parameter)`` pairs or group dicts; float32 or float64 arrays of any shape.
+            parameter)`` pairs or group dicts; arrays of float32, float64, bfloat16 or float16, of
+            any shape.
         decay: None, a number in [0, 1], or a function of n ≥ 1 that returns one, such as
             ``lambda n: min(0.999, (1 + n) / (10 + n))``, which forgets the first models sooner.
         every: of so many calls of :meth:`update` one counts, an int ≥ 1.
@@ -46,7 +54,8 @@ class Average:
         averages: the arrays by the names of their parameters.
 
     Raises:
-        TypeError: an argument is of the wrong type, or a parameter not of float32 or float64.
+        TypeError: an argument is of the wrong type, or a parameter of a dtype that cannot be
+            trained.
         ValueError: an argument is out of bounds, or two parameters have one name.
 
     Example:
@@ -88,10 +97,11 @@ class Average:
         self._params = _named(params)
         self.n_averaged = self.updates = 0
         self._is_swapped = False
+        self._held: dict[str, Any] = {}
         self._averages = [
-            Parameter(transfer.copy(data, device_of(data)), name=name)
+            Parameter(slots.copy_as(data, computing(data.dtype)), name=name, grad_dtype=data.dtype)
             for name, param in self._params.items()
-            for data in [require_trainable(name, param.data)]
+            for data in [require_trainable(name, param.data, TRAINABLE)]
         ]
         self._rule = Averaging(self._averages)
 
@@ -130,8 +140,8 @@ class Average:
     def swap(self) -> Iterator[None]:
         """Have the parameters hold their averages in a ``with`` block, and themselves after it.
 
-        Values change places, arrays do not. Take no step in the block: it would change the
-        averages.
+        Values change places, arrays do not; what parameters of 16 bits held is kept beside them
+        meanwhile. Take no step in the block: it would change the averages.
 
         Raises:
             ValueError: a parameter has another shape, dtype or device than its average. Nothing was
@@ -157,7 +167,7 @@ class Average:
                 they are; None for those that were averaged.
 
         Raises:
-            TypeError: a parameter is not of float32 or float64.
+            TypeError: a parameter is of a dtype that cannot be trained.
             ValueError: there are more or fewer parameters, or one has another shape or dtype than
                 its average. Nothing was changed.
             RuntimeError: parameters and averages are swapped, or a CUDA graph is being recorded.
@@ -171,13 +181,15 @@ class Average:
             )
         sources = [own.data for own in self._averages] if self.n_averaged else self._arrays()
         pairs = [
-            (require_trainable(name, param.data), source, name)
+            (require_trainable(name, param.data, TRAINABLE), source, name)
             for (name, param), source in zip(targets.items(), sources, strict=True)
         ]
         for array, source, name in pairs:
-            require(misfits(f"the average of {name!r}", source, array, "shape", "dtype"))
+            dtype = None if source.dtype == array.dtype else computing(array.dtype)
+            label = f"the average of {name!r}"
+            require(misfits(label, source, array, "shape", "dtype", dtype=dtype))
         for array, source, _ in pairs:
-            transfer.copy_into(array, source)
+            slots.fill_slot(array, source)
 
     def to(self, device: str) -> Self:
         """Move the averages to a device, as ``optimizer.to(device)`` does parameters; return self.
@@ -266,8 +278,9 @@ class Average:
             ValueError: one does not fit its average.
         """
         arrays = [as_array(param.data) for param in self._params.values()]
+        dtypes = {own.name: own.grad_dtype for own in self._averages}
         for (name, own), array in zip(self.averages.items(), arrays, strict=True):
-            problems = misfits(f"parameter {name!r}", array, own)
+            problems = misfits(f"parameter {name!r}", array, own, dtype=dtypes[name])
             if problems:
                 raise ValueError(
                     f"{'; '.join(problems)}, as its average does: move the averages with to(), or "
@@ -276,11 +289,17 @@ class Average:
         return arrays
 
     def _exchange(self) -> None:
-        for own, array in zip(self._averages, self._arrays(), strict=True):
+        for name, own, array in zip(self._params, self._averages, self._arrays(), strict=True):
             with gpu.on(own.device):
-                held = array.copy()
-                array[...] = own.data
-                own.data[...] = held
+                if array.dtype == own.dtype:
+                    held = array.copy()
+                    array[...] = own.data
+                    own.data[...] = held
+                elif name in self._held:
+                    array[...] = self._held.pop(name)
+                else:
+                    self._held[name] = array.copy()
+                    slots.fill_slot(array, own.data)
 
     def _refuse(self, method: str) -> None:
         if self._is_swapped:

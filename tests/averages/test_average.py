@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -315,7 +316,7 @@ def test_bad_arguments_are_refused(options, error, message):
     [
         ([], ValueError, "params is empty"),
         ([Parameter("text")], TypeError, r"parameter '0\.0' holds a"),
-        ([Parameter(np.arange(3))], TypeError, "has dtype int64: use float32 or float64"),
+        ([Parameter(np.arange(3))], TypeError, "has dtype int64: use float32, float64, b"),
         ([("w", Parameter([1.0])), ("w", Parameter([1.0]))], ValueError, "the names 'w' stand for"),
     ],
 )
@@ -378,3 +379,64 @@ def test_a_graph_records_no_update(accelerator):
 def test_its_repr_says_what_it_averages():
     _, average, _ = averaged(MODELS, decay=0.9)
     assert repr(average) == "Average(1 parameters, decay=0.9, every=1, start=0, n_averaged=5)"
+
+
+HALVES = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
+
+
+@every_half
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_averages_of_parameters_of_16_bits_are_those_of_their_values_in_float32(
+    decay, dtype, device
+):
+    models = [1.0, 1.25, 1.0, 3.0]
+    _, average, history = averaged(models, device, dtype, decay=decay)
+    assert average.averages["w"].dtype == np.float32
+    _, _, exact = averaged(models, device, np.float32, decay=decay)
+    assert history == exact
+
+
+@every_half
+def test_parameters_of_16_bits_hold_their_averages_rounded_and_themselves_again(dtype, device):
+    param, average, history = averaged([1.0, 1.01, 1.7], device, dtype)
+    before = host(param.data).tobytes()
+    for _ in range(2):
+        with average.swap():
+            assert host(param.data).tolist() == np.array([history[-1]], dtype).tolist()
+        assert host(param.data).tobytes() == before
+        assert numbers(average) == [history[-1]]
+
+
+@every_half
+def test_averages_are_copied_to_parameters_of_16_bits_or_of_float32(dtype, device):
+    _, average, history = averaged([1.0, 1.01, 1.7], device, dtype)
+    brief, wide = Parameter(array([0.0], device, dtype)), Parameter(array([0.0], device))
+    average.copy_to([brief])
+    average.copy_to([wide])
+    assert host(wide.data).tolist() == [history[-1]]
+    assert host(brief.data).tobytes() == np.array([history[-1]], dtype).tobytes()
+
+
+@every_half
+def test_an_average_of_parameters_of_16_bits_goes_on_as_the_saved_one(dtype):
+    param, average, _ = averaged([1.0, 1.01], dtype=dtype)
+    twin = Average([param])
+    twin.load_state_dict(average.state_dict())
+    for each in (average, twin):
+        each.update()
+    assert numbers(twin) == numbers(average)
+
+
+def test_an_exact_value_outlives_a_swap():
+    """The optimizer must not take its master for stale after it."""
+    param = Parameter(np.ones(1, HALVES[0]), name="w")
+    optimizer = SGD([param], lr=2.0**-12)
+    average = Average(optimizer)
+    for _ in range(4):
+        param.grad = np.ones(1, HALVES[0])
+        optimizer.step()
+        average.update()
+        with average.swap():
+            pass
+    assert optimizer.state[param]["master"].tolist() == [1 - 4 * 2.0**-12]

@@ -54,11 +54,11 @@ def test_every_row_that_a_test_names_is_in_the_document():
 
 
 def rows_that_name_their_tests():
-    return [row for number in (6, 7, 8) for row in table(f"{number}. ")]
+    return [row for section in ("4b", "6", "7", "8") for row in table(f"{section}. ")]
 
 
 def test_the_rows_that_name_their_tests_go_on_counting():
-    numbers = [int(row[0]) for row in rows_that_name_their_tests()]
+    numbers = [int(row[0]) for row in rows_that_name_their_tests() if row[0].isdigit()]
     assert numbers == list(range(31, 31 + len(numbers)))
     assert len(numbers) >= 61
 

@@ -190,6 +190,12 @@ def cast(array: Any, dtype: np.dtype[Any]) -> Any:
         return formats.nearest(values, dtype) if dtype in formats.HALVES else values.astype(dtype)
 
 
+def copy_as(array: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a copy of an array where it is, in a dtype."""
+    made = cast(array, dtype)
+    return transfer.copy(array, device_of(array)) if made is array else made
+
+
 def is_stale(master: Any, data: Any) -> bool:
     """Say whether a master is not the exact value of its parameter; waits for the device."""
     present = transfer.to(data, device_of(master))
