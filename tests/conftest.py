@@ -30,6 +30,9 @@ os.environ.setdefault("PYTEST_TIMEOUT", "600")
 
 os.environ.setdefault("LUCID_GPU_CPU", "numpy")
 
+# PyTorch's threads wait for each other where other tests have the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:

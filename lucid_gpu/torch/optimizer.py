@@ -11,6 +11,7 @@ import torch
 from lucid_gpu.device import torch_tensors
 from lucid_gpu.device.arrays import as_array, is_array
 from lucid_gpu.execution.outcome import Outcome
+from lucid_gpu.optim.core.optimizer import evaluate
 from lucid_gpu.torch import options as spelling
 from lucid_gpu.torch.engine import Engine, streams
 from lucid_gpu.torch.state import TorchState, as_saved, loaded, to_save
@@ -70,7 +71,8 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             What ``closure`` returned; None without one.
 
         Raises:
-            TypeError: a parameter that has a gradient is made of a dtype that cannot step.
+            TypeError: a parameter that has a gradient is made of a dtype that cannot step, or
+                ``closure`` cannot be called.
             ValueError: an option is out of bounds, or a gradient does not fit its parameter, is
                 sparse, or has no memory. Nothing was changed.
             RuntimeError: an earlier step was interrupted, or a step cannot be recorded.
@@ -82,7 +84,7 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         loss = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                loss = evaluate(closure)
         self._follow_groups()
         self._engine.go(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
@@ -191,14 +193,28 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         parameter stays float32.
 
         Raises:
+            TypeError: it is no dict.
             ValueError: it does not match this optimizer. Nothing was changed.
         """
+        self._require_state_dict(state_dict)
         hook = self.register_load_state_dict_pre_hook(TorchOptimizer._note_saved)
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
             self._saved.clear()
+
+    def _require_state_dict(self, state_dict: Any) -> None:
+        if not isinstance(state_dict, dict):
+            remedy = ": pass its state_dict()" if hasattr(state_dict, "state_dict") else ""
+            raise TypeError(f"state_dict must be a dict, not a {type(state_dict).__name__}{remedy}")
+        lacking = [key for key in ("state", "param_groups") if key not in state_dict]
+        if lacking:
+            found = ", ".join(map(repr, [*state_dict][:4])) or "nothing"
+            raise ValueError(
+                f"state_dict has no {lacking[0]!r}, but {found}: it must be what state_dict() of "
+                "an optimizer returned"
+            )
 
     def _note_saved(self, state_dict: dict[str, Any]) -> None:
         """Note slots as they were saved, which PyTorch converts to the dtype of the parameter."""
@@ -236,7 +252,10 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _bound(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """Return the options that were given, by name."""
         spelling.take_execution(options, type(self).__name__)
-        bound = type(self).__signature__.bind(None, *args, **options)
+        try:
+            bound = type(self).__signature__.bind(None, *args, **options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}() {error}") from None
         return {name: value for name, value in bound.arguments.items() if name != "params"}
 
     def _require_valid(self, group: Mapping[str, Any]) -> None:

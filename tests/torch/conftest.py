@@ -10,7 +10,6 @@ import pytest
 
 from lucid_gpu.device import gpu, torch_tensors
 from tests import emulation
-from tests.torch.support import torch
 
 
 class Device:
@@ -40,6 +39,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch):
     """Have tensors be seen as arrays of an emulated device."""
+    torch = pytest.importorskip("torch")
     engine = pytest.importorskip("lucid_gpu.torch.engine")
     as_host_array = torch_tensors.as_array
 

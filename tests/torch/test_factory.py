@@ -106,7 +106,7 @@ def test_options_that_ask_for_what_there_is_not_are_refused(option):
 
 @pytest.mark.parametrize("option", ["state_device", "nonsense"])
 def test_an_option_that_is_unknown_is_refused(option):
-    with pytest.raises(TypeError, match=option):
+    with pytest.raises(TypeError, match=f"Adam.*{option}"):
         ours.Adam(parameters(2), **{option: 1})
 
 
@@ -158,3 +158,29 @@ def test_a_rule_of_ones_own_gets_its_class_too():
     before = params[0].detach().clone()
     kind(params, pace=0.25).step()
     assert_close(params, [before - 0.25 * params[0].grad])
+
+
+SAVED_OTHERWISE = {"SGD": {"step"}, "NAdam": {"mu_product"}}
+"""Slots that PyTorch's class does not save, or as a tensor."""
+
+
+@pytest.mark.parametrize("name", ALSO_THERE)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"amsgrad": True}], ids=str)
+def test_state_dicts_have_the_form_of_pytorchs(name, options):
+    if not options.keys() <= inspect.signature(getattr(torch.optim, name)).parameters.keys():
+        options = {}
+    forms = []
+    for library in (ours, torch.optim):
+        optimizer = getattr(library, name)(parameters((3, 2), (4,)), **options)
+        optimizer.step()
+        saved = optimizer.state_dict()
+        assert [group["params"] for group in saved["param_groups"]] == [[0, 1]]
+        forms.append(
+            {
+                (key, slot): (value.dtype, value.shape)
+                for key, slots in saved["state"].items()
+                for slot, value in slots.items()
+                if slot not in SAVED_OTHERWISE.get(name, ())
+            }
+        )
+    assert forms[0] == forms[1]

@@ -211,6 +211,33 @@ def test_a_closure_is_called_once_with_gradients_on():
     assert torch.equal(param.detach(), torch.zeros(3))
 
 
+def test_the_loss_in_place_of_a_closure_is_refused():
+    (param,) = parameters((3,))
+    optimizer = ours.SGD([param], lr=0.5)
+    before = everything(optimizer)
+    with pytest.raises(TypeError, match="closure must be a function that returns the loss"):
+        optimizer.step(param.sum())
+    assert everything(optimizer) == before
+
+
+def test_the_profiler_sees_steps_under_the_name_of_the_class():
+    optimizer = ours.AdamW(parameters((3,)))
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert "Optimizer.step#AdamW.step" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_gradients_are_reset_as_pytorch_does(set_to_none):
+    (param,) = parameters((3,))
+    optimizer, grad = ours.SGD([param], lr=0.5), param.grad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=set_to_none)
+    assert param.grad is None if set_to_none else (param.grad is grad and not grad.any())
+    optimizer.step()
+    assert optimizer.state[param]["step"] == (1 if set_to_none else 2)
+
+
 def test_hooks_of_pytorch_run_around_a_step():
     (param,) = parameters((3,))
     optimizer, seen = ours.Adam([param]), []
@@ -584,6 +611,28 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(spoil, error, message):
     before = everything(mine)
     with pytest.raises(error, match=message):
         mine.load_state_dict(saved)
+    assert everything(mine) == before
+
+
+NOT_SAVED = [
+    (lambda mine: mine, TypeError, r"a dict, not a AdamW: pass its state_dict\(\)"),
+    (lambda mine: mine.param_groups[0]["params"], TypeError, "a dict, not a list"),
+    (lambda mine: {}, ValueError, "no 'state', but nothing"),
+    (
+        lambda mine: torch.nn.Linear(1, 1).state_dict(),
+        ValueError,
+        "no 'state', but 'weight', 'bias'",
+    ),
+    (lambda mine: {"state": {}}, ValueError, "no 'param_groups', but 'state'"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), NOT_SAVED)
+def test_what_is_no_state_dict_is_refused_with_the_remedy(given, error, message):
+    _, mine = race()[0]
+    before = everything(mine)
+    with pytest.raises(error, match=message):
+        mine.load_state_dict(given(mine))
     assert everything(mine) == before
 
 
