@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ ABSENT = 0
 
 ON_HOST = 8
 """Stands for a NumPy array, of which the identity is noted."""
+
+_HOST_TYPES = frozenset({np.ndarray, type(None)})
 
 # Without a lock: a signal handler that makes parameters would wait for one that the code below it
 # holds, a forked child for one that a thread of its parent held. Arrays that grow in place, so that
@@ -87,3 +90,18 @@ class Look:
             np.frombuffer(_addresses[self._span], np.uint64)[self._numbers],
             np.frombuffer(_layouts[self._span], np.uint8)[self._numbers],
         )
+
+
+def identities(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
+    """Return what names NumPy arrays to compiled code, as long as they live: 0 stands for None."""
+    found = np.fromiter(map(id, arrays), np.uint64, len(arrays))
+    found[found == id(None)] = 0
+    return found
+
+
+def of_host(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]] | None:
+    """Return what :meth:`Look.read` would of NumPy arrays and None, or None if there are others."""
+    if not _HOST_TYPES.issuperset(map(type, arrays)):
+        return None
+    found = identities(arrays)
+    return found, (found != 0).view(np.uint8) * np.uint8(ON_HOST)

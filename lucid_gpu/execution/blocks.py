@@ -45,7 +45,7 @@ class NumpyStep:
         self._present: npt.NDArray[np.bool_] | None = None
         self._most_threads = 1
         self._rows = twin.RowValues(tensors)
-        self._grads: list[Any] = []
+        self._grads: Sequence[Any] = []
 
     def take_gradients(self, grads: list[Any], present: npt.NDArray[np.bool_]) -> None:
         """Take the gradients of the next run, and which tensors it is to update."""
@@ -55,9 +55,13 @@ class NumpyStep:
                 if is_flat != self._is_flat[tensor]:
                     self._is_flat[tensor] = is_flat
                     self._forget(tensor)
-        if self._present is None or not np.array_equal(present, self._present):
+        if self._present is None or present.tobytes() != self._present.tobytes():
             self._present = present
             self._row_of = None
+        self._grads = grads
+
+    def lend(self, grads: Sequence[Any]) -> None:
+        """Take for the next run gradients that are those of the last run."""
         self._grads = grads
 
     def renew(self, tensors: Sequence[int]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lucid_gpu.device import gradient_table
 from lucid_gpu.execution import plan, threads
 from lucid_gpu.execution.cpu_totals import Totals
 from lucid_gpu.execution.plan import TensorGroup
@@ -47,6 +48,12 @@ LOOK = ctypes.PYFUNCTYPE(
 """``look`` of ``kernels/host_look.cuh``: called with the interpreter's lock held, so that no array
 goes away while it is looked at."""
 
+RETAKE = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+"""``retake`` there, likewise."""
+
+MISFITS, ALIKE, OTHERS_PRESENT = range(3)
+"""What ``retake`` returns: ``Retaken`` of ``kernels/host_look.cuh``."""
+
 STEPS = ("step", "finish")
 """The functions of a library, one for each phase of its rule."""
 
@@ -74,6 +81,9 @@ class CompiledStep:
     Args:
         tensors: the arrays; kept, since the tables hold addresses only.
         library: what was built from their :func:`source`.
+
+    Attributes:
+        present: which tensors have a gradient that fits; the same array always.
     """
 
     def __init__(self, tensors: TensorGroup, library: ctypes.CDLL) -> None:
@@ -81,7 +91,7 @@ class CompiledStep:
         self._phases = [getattr(library, name) for name in STEPS[: len(plan.phases(tensors.rule))]]
         for step in self._phases:
             step.argtypes, step.restype = [ctypes.c_void_p], None
-        self._look = LOOK(("look", library))
+        self._look, self._retake = LOOK(("look", library)), RETAKE(("retake", library))
         count = len(tensors.params)
         most = plan.CHUNK_ELEMENTS if tensors.rule.sums else CHUNK_ELEMENTS
         self._plan = plan.build(tensors, plan.whole(tensors), [()] * count, most)
@@ -89,6 +99,11 @@ class CompiledStep:
         self._shares = _shares(self._plan.chunks["count"])
         self._layouts = np.zeros(count, np.uint8)
         self._grads = np.zeros(count, np.uint64)
+        self.present = np.zeros(count, np.bool_)
+        places = (own.ctypes.data for own in (self._layouts, self._grads, self.present))
+        taken = [count, HEAD_BYTES, id(np.ndarray), id(None), *places]
+        self._taken = np.array(taken, np.uint64)  # Taken of kernels/host_look.cuh
+        self._place_of_taken = self._taken.ctypes.data
         self._table = np.zeros((0, len(plan.row_fields(tensors.rule))), tensors.storage.compute)
         self._row_of: npt.NDArray[np.int32] | None = None
         self._argument = np.zeros((), ARGUMENT)
@@ -112,7 +127,7 @@ class CompiledStep:
         arrays = [self._tensors.arrays(tensor) for tensor in tensors]
         width = self._plan.tensors["array"].shape[1]
         padded = (own + (None,) * (width - len(own)) for own in arrays)
-        addresses, layouts = self.look(identities(list(chain.from_iterable(padded))))
+        addresses, layouts = self.look(gradient_table.identities(list(chain.from_iterable(padded))))
         numbers = np.array(tensors, np.intp)
         self._plan.tensors["array"][numbers] = addresses.reshape(-1, width)
         layouts[layouts == 0] = plan.ALL_LAYOUTS  # a slot that is not in use fits any
@@ -122,7 +137,7 @@ class CompiledStep:
     def look(
         self, arrays: npt.NDArray[np.uint64]
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
-        """Return addresses and layouts of arrays, named by :func:`identities`."""
+        """Return addresses and layouts of arrays, named by their identities."""
         addresses = np.empty(len(arrays), np.uint64)
         layouts = np.empty(len(arrays), np.uint8)
         places = arrays.ctypes.data, addresses.ctypes.data, layouts.ctypes.data
@@ -148,11 +163,24 @@ class CompiledStep:
         fits: npt.NDArray[np.bool_] = (layouts & self._layouts) != 0
         self._grads[:] = addresses * fits
         self._elements = int(self._sizes @ fits)
+        self.present[:] = fits
         return fits
 
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
         """Take gradients that are laid out as those before, of which every one fitted."""
         self._grads[:] = addresses
+
+    def retake_gradients(self, grads: list[Any]) -> int:
+        """Take NumPy arrays, and None, in place of gradients which all fitted.
+
+        Returns:
+            ``ALIKE``; ``OTHERS_PRESENT`` if None stands elsewhere; ``MISFITS`` if one does not fit,
+            so that they must be taken otherwise.
+        """
+        found: int = self._retake(id(grads), self._place_of_taken)
+        if found == OTHERS_PRESENT:
+            self._elements = int(self._sizes @ self.present)
+        return found
 
     def run(
         self,
@@ -185,13 +213,6 @@ class CompiledStep:
                 self._totals.fold()
             self._argument["next"] = 0
             threads.together(count, step, self._place)
-
-
-def identities(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
-    """Return what names NumPy arrays to compiled code, as long as they live: 0 stands for None."""
-    found = np.fromiter(map(id, arrays), np.uint64, len(arrays))
-    found[found == id(None)] = 0
-    return found
 
 
 def _shares(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

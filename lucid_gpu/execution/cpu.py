@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lucid_gpu.device import gradient_table
 from lucid_gpu.execution import building, compiled
-from lucid_gpu.execution.blocks import NumpyStep
+from lucid_gpu.execution.blocks import THREAD_ELEMENTS, NumpyStep
 from lucid_gpu.execution.compiled import CompiledStep
 from lucid_gpu.execution.cpu_code import cpu_code
 from lucid_gpu.execution.numpy_two_phase import TwoPhaseStep
@@ -45,20 +45,28 @@ class CpuExecutor:
         self._build: building.Build | None = None
         self._compiled: CompiledStep | None = None
         self._numpy: NumpyStep | TwoPhaseStep | None = None
-        self._threads = 1
+        self._threads = thread_count()
+        # Fewer elements are stepped by one thread, whatever the environment says.
+        self._may_share = sum(param.size for param in tensors.params) > THREAD_ELEMENTS
         self._uses_compiled = False
-        self._left = np.ones(len(tensors.params), np.bool_)
+        self._is_left = True
         self._fitting: Any = None  # layouts that were found to fit, all of them
+        self.needs_gradients = True
         self.get_ready()
         self.replace_gradients(grads)
 
     @property
-    def needs_gradients(self) -> bool:
-        """Whether the next run wants the arrays themselves: NumPy does, compiled code does not.
+    def reads_arrays(self) -> bool:
+        """Whether runs read gradients as arrays: NumPy does, compiled code does not.
 
         Each run forgets them, so that their memory is free as soon as the training loop lets go.
         """
-        return not self._uses_compiled or (self._fitting is None and bool(self._left.any()))
+        return self._is_left
+
+    def lend(self, grads: Sequence[Any]) -> None:
+        """Have the next run read gradients which are those of the last run."""
+        if self._numpy is not None:
+            self._numpy.lend(grads)
 
     def get_ready(self) -> None:
         """Read the environment for the next run, and see whether the compiler is done.
@@ -67,25 +75,49 @@ class CpuExecutor:
             RuntimeError: compiled code was chosen and cannot be built.
             ValueError: an environment variable is set to something that it cannot be.
         """
-        self._threads = thread_count()
+        if self._may_share:
+            self._threads = thread_count()
         choice = cpu_code()
         if choice != "numpy" and self._compiled is None:
             self._compiled, self._fitting = self._look_for_code(choice), None
-        self._uses_compiled = choice != "numpy" and self._compiled is not None
+        uses_compiled = choice != "numpy" and self._compiled is not None
+        if uses_compiled is not self._uses_compiled:
+            self._uses_compiled, self.needs_gradients = uses_compiled, True
 
     def replace_gradients(self, grads: Sequence[Any]) -> bool:
         """Take the gradients of the next run; None stands for a tensor that is left out."""
-        self._fitting = None
-        identities = compiled.identities(grads)
-        self._left = left = identities != 0
+        self._fitting, self.needs_gradients = None, False
+        identities = gradient_table.identities(grads)
+        left = identities != 0
         if self._uses_compiled and self._compiled is not None:
-            self._left = left = left & ~self._compiled.take_gradients(identities)
-        if left.any():
+            left = left & ~self._compiled.take_gradients(identities)
+        self._is_left = bool(left.any())
+        if self._is_left:
             if self._numpy is None:
                 kind = TwoPhaseStep if self._tensors.rule.sums else NumpyStep
                 self._numpy = kind(self._tensors)
             self._numpy.take_gradients(list(grads), left)
         return True
+
+    def retake_gradients(self, grads: list[Any]) -> int:
+        """Take gradients in place of those of the last run.
+
+        Args:
+            grads: NumPy arrays, or None for those that are absent.
+
+        Returns:
+            As :meth:`CompiledStep.retake_gradients` does; ``MISFITS`` where none is in use.
+        """
+        code = self._compiled
+        if code is None or self._is_left or self.needs_gradients or not self._uses_compiled:
+            return compiled.MISFITS
+        return code.retake_gradients(grads)
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which tensors compiled code steps; the next gradients change the array."""
+        assert self._compiled is not None
+        return self._compiled.present
 
     def move_gradients(
         self, identities: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
@@ -96,7 +128,7 @@ class CpuExecutor:
             identities: of NumPy arrays; of tensors of other libraries, their addresses.
             layouts: ``ON_HOST`` for an identity, for an address its layout.
         """
-        if self._compiled is None:
+        if self._compiled is None or not self._uses_compiled:
             return False
         if layouts is self._fitting:
             self._compiled.move_gradients(identities)
@@ -107,12 +139,12 @@ class CpuExecutor:
         else:
             fits = self._compiled.take_addresses(identities, layouts)
             self._fitting = layouts if fits.all() else None
-        self._left = (layouts != gradient_table.ABSENT) & ~fits
-        return not self._left.any()
+        self._is_left = bool(((layouts != gradient_table.ABSENT) & ~fits).any())
+        return not self._is_left
 
     def renew(self, tensors: Sequence[int]) -> bool:
         """Look anew at the arrays of some tensors."""
-        self._fitting = None
+        self._fitting, self.needs_gradients = None, True
         if self._compiled is not None:
             self._compiled.renew(tensors)
         if self._numpy is not None and not self._numpy.renew(tensors):
@@ -131,7 +163,7 @@ class CpuExecutor:
         """
         if self._uses_compiled and self._compiled is not None:
             self._compiled.run(rows, row_of, self._threads, handed.factor)
-        if self._numpy is not None and self._left.any():
+        if self._numpy is not None and self._is_left:
             self._numpy.run(rows, row_of, self._threads, handed.factor)
 
     def describe(self) -> str:

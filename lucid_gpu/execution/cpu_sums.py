@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lucid_gpu.device import gradient_table
 from lucid_gpu.device.arrays import C_ORDER
 from lucid_gpu.execution import building, sums, threads
-from lucid_gpu.execution.compiled import HEAD_BYTES, LOOK, identities
+from lucid_gpu.execution.compiled import HEAD_BYTES, LOOK
 from lucid_gpu.execution.cpu_code import cpu_code
 from lucid_gpu.execution.plan import CHUNK_ELEMENTS
 from lucid_gpu.execution.sources import joined
@@ -163,7 +164,7 @@ class _CompiledSums:
     def run(self, grads: list[Any], count: int) -> None:
         """Measure all chunks on so many threads."""
         own = self._kept["grads"]
-        named = identities(grads)
+        named = gradient_table.identities(grads)
         orders = np.empty(len(grads), np.uint8)
         places = named.ctypes.data, own.ctypes.data, orders.ctypes.data
         self._look(places[0], len(grads), HEAD_BYTES, *places[1:])

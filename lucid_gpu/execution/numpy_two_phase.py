@@ -42,7 +42,7 @@ class TwoPhaseStep:
         self._tensors = tensors
         self._rows = twin.RowValues(tensors)
         self._totals = Totals(tensors)
-        self._grads: list[Any] = []
+        self._grads: Sequence[Any] = []
         self._present = np.zeros(len(tensors.params), np.bool_)
         self._row_of: list[int] = []
         self._blocks = list(_blocks([param.size for param in tensors.params]))
@@ -50,6 +50,10 @@ class TwoPhaseStep:
     def take_gradients(self, grads: list[Any], present: npt.NDArray[np.bool_]) -> None:
         """Take the gradients of the next run, and which tensors it is to update."""
         self._grads, self._present = grads, present
+
+    def lend(self, grads: Sequence[Any]) -> None:
+        """Take for the next run gradients that are those of the last run."""
+        self._grads = grads
 
     def renew(self, tensors: Sequence[int]) -> bool:  # noqa: ARG002 - others keep views of arrays
         """Return that other arrays ask for nothing: they are looked at in each run."""

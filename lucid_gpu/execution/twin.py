@@ -47,6 +47,7 @@ class RowValues:
         self._rows: list[tuple[FrameScalars, Any]] = []
         self._is_idle: list[bool] = []
         self._rounds = tensors.storage.rounds
+        self._exact_factor = 1.0
         self._factor: Any = self._dtype.type(1)
         self._steps: list[int] = []
 
@@ -64,8 +65,10 @@ class RowValues:
         self._values[: len(rows)] = rows
         if self._rounds:
             self._steps = rows[:, -1].copy().view(np.uint32).tolist()
-        with np.errstate(over="ignore"):
-            self._factor = self._dtype.type(factor)
+        if factor != self._exact_factor:
+            with np.errstate(over="ignore"):
+                self._factor = self._dtype.type(factor)
+            self._exact_factor = factor
         frames = rows[:, : len(IDLE)].tolist()
         self._is_idle = [factor == 1 and frame == IDLE for frame in frames]
 

@@ -261,6 +261,19 @@ def test_a_step_lets_go_of_its_gradients(code):
     assert [grad() for grad in left] == [None] * 4
 
 
+@every_code
+def test_a_text_that_is_given_a_gradient_later_is_refused(code):
+    lucid_gpu.set_cpu_code(code)
+    param, text = Parameter(np.ones(3, np.float32)), Parameter("hello", name="words")
+    param.grad = np.ones(3, np.float32)
+    optimizer = Adam([("w", param), ("words", text)])
+    optimizer.step()
+    param.grad, text.grad = np.ones(3, np.float32), "world"
+    with pytest.raises(TypeError, match="'words' holds a str"):
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 1
+
+
 def test_gradients_that_are_replaced_during_a_step_live_until_it_is_done(monkeypatch):
     lucid_gpu.set_cpu_code("compiled")
     param = Parameter(np.zeros(3, np.float32))

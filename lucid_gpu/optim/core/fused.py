@@ -301,7 +301,7 @@ class FusedOptimizer(Optimizer):
             RuntimeError: an earlier step was interrupted, another thread is stepping, or the data
                 of a foreign parameter is a copy. Nothing was changed.
         """
-        result = evaluate(closure)
+        result = None if closure is None else evaluate(closure)
         self.advance()
         return result
 

@@ -60,12 +60,13 @@ def require_whole(groups: Any, defaults: Mapping[str, Any]) -> None:
     """
     if not isinstance(groups, list):
         raise TypeError(f"param_groups must be the list it was, not a {type(groups).__name__}")
-    required = {"params", "param_names", *defaults}
+    required = defaults.keys()
     for index, group in enumerate(groups):
         if not isinstance(group, dict):
             raise TypeError(f"parameter group {index} must be a dict, not {type(group).__name__}")
-        if not required <= group.keys():
-            missing = ", ".join(map(repr, sorted(required - group.keys(), key=str)))
+        if not (required <= group.keys() and "params" in group and "param_names" in group):
+            lacking = {"params", "param_names", *required} - group.keys()
+            missing = ", ".join(map(repr, sorted(lacking, key=str)))
             raise ValueError(
                 f"parameter group {index} has no {missing}: put back what was deleted, and add "
                 "groups with add_param_group()"

@@ -121,22 +121,25 @@ class Hooked:
         def step(self: Hooked, *args: Any, **kwargs: Any) -> Any:
             own = (threading.get_ident(),)
             held = vars(self).setdefault("_stepping", own)  # one thread's is the first
-            code = step.__code__  # type: ignore[attr-defined]
-            if held is not own and _is_inside(code, self, *held):
-                self._require_inner(held == own, step)
-                return func(self, *args, **kwargs)
+            if held is not own:
+                code = step.__code__  # type: ignore[attr-defined]
+                if _is_inside(code, self, *held):
+                    self._require_inner(held == own, step)
+                    return func(self, *args, **kwargs)
             self._stepping = own  # also where an interrupt kept another step from letting go
             try:
-                for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
-                    args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
+                if _hooks.global_step_pre_hooks or self._step_pre_hooks:
+                    for hook in (*_hooks.global_step_pre_hooks, *self._step_pre_hooks):
+                        args, kwargs = _arguments(hook, hook(self, args, kwargs), args, kwargs)
                 self.require_whole()
                 self.require_ready()
                 self._is_recorded = False
                 result = func(self, *args, **kwargs)
-                if not self._is_recorded:
+                if not self._is_recorded and self._step_count_hooks:
                     self._note_count()
-                for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
-                    hook(self, args, kwargs)
+                if self._step_post_hooks or _hooks.global_step_post_hooks:
+                    for hook in (*self._step_post_hooks, *_hooks.global_step_post_hooks):
+                        hook(self, args, kwargs)
             finally:
                 vars(self).pop("_stepping", None)
             return result

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import is_
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from lucid_gpu.device import gradient_table, torch_tensors
 from lucid_gpu.device.arrays import zeros
 from lucid_gpu.optim.core.groups import named
-from lucid_gpu.parameter import Parameter, latest_changes
+from lucid_gpu.parameter import Parameter, gradients_of, latest_changes
 
 
 class Inputs:
@@ -36,7 +37,6 @@ class Inputs:
 
     def __init__(self, groups: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
         self.groups = list(groups)
-        self._keys = list(keys)
         self._params_of = [list(group["params"]) for group in groups]
         pairs = [pair for group in groups for pair in named(group)]
         self.names = [name for name, _ in pairs]
@@ -48,6 +48,9 @@ class Inputs:
         self._tensors = _Tensors(self.params)
         self._noted = gradient_table.Look([p.entry for p in self.params] if self.are_own else [])
         self._tokens = latest_changes()
+        self._same_layouts = np.zeros(0, np.uint8)
+        # The lists too, so that it is a tuple even of groups without an option.
+        self._options_of = itemgetter("params", "param_names", *keys)
         self._options = self._read_options()
         self._watched = np.zeros(0, np.intp)
         self._versions: torch_tensors.Versions | None = None
@@ -90,17 +93,15 @@ class Inputs:
         self._tokens = self._tokens[0], token
         return True
 
-    def forget_gradients(self) -> None:
-        """Have the next step look at gradients in any case."""
-        self._tokens = self._tokens[0], object()
-
     def gradients(self, held: Sequence[Any] = ()) -> list[Any]:
         """Return the gradient of each parameter.
 
         Args:
             held: what :meth:`hold` returned, if that was asked.
         """
-        return list(held) or [param.grad for param in self.params]
+        if held:
+            return list(held)
+        return gradients_of(self.params) if self.are_own else [own.grad for own in self.params]
 
     def hold(self, are_read: bool) -> list[Any]:
         """Return what must live until a step is done, for addresses of gradients to hold.
@@ -112,14 +113,21 @@ class Inputs:
 
     def noted_gradients(
         self,
-        held: Sequence[Any],  # noqa: ARG002 - others look at them
+        held: Sequence[Any],
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
-        """Return addresses and layouts of gradients, without touching one.
+        """Return addresses of gradients, identities of those on the host, and layouts.
+
+        The layouts are the same array as last time while they are the same.
 
         Args:
             held: what :meth:`hold` returned.
         """
-        return self._noted.read()
+        # Of those that are held: another thread may have set others since.
+        noted = gradient_table.of_host(held) if held else None
+        addresses, layouts = noted or self._noted.read()
+        if layouts.tobytes() != self._same_layouts.tobytes():
+            self._same_layouts = layouts
+        return addresses, self._same_layouts
 
     def have_other_types(self) -> bool:
         """Say whether gradients are asked to have other dtypes than when this was made."""
@@ -160,8 +168,7 @@ class Inputs:
         return self._tensors.in_place_of([param.data for param in self.params])
 
     def _read_options(self) -> list[Any]:
-        keys = self._keys
-        return [group[key] for group in self.groups for key in keys]
+        return [*chain.from_iterable(map(self._options_of, self.groups))]
 
 
 class _Tensors:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lucid_gpu.device import gradient_table, keep, torch_tensors
 from lucid_gpu.device.arrays import address, device_of
+from lucid_gpu.execution.compiled import MISFITS, OTHERS_PRESENT
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.outcome import PLAIN, Handed, terms_of
@@ -85,6 +86,7 @@ class Part:
         device: where they are.
         tensors: those of the parameters that may step.
         positions: of each among all parameters.
+        is_all: whether all parameters are among them.
         group: their arrays, as the executor sees them.
         counts: how many steps each has made.
         executor: what runs them; None until the first step.
@@ -102,7 +104,7 @@ class Part:
         self.device, storage, seed = kind
         self.tensors = tensors
         self.positions = np.array([tensor.position for tensor in tensors], np.intp)
-        self._is_all = len(tensors) == count
+        self.is_all = len(tensors) == count
         self.group = TensorGroup(
             rule,
             storage,
@@ -118,7 +120,7 @@ class Part:
 
     def of(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return from a column of all parameters what belongs to its tensors."""
-        return column if self._is_all else column[self.positions]
+        return column if self.is_all else column[self.positions]
 
 
 class PreparedStep:
@@ -182,6 +184,8 @@ class PreparedStep:
         self._is_capture_current = False
         self._keeps_tensors = False
         self.streamed: list[StreamedExecutor] = []
+        self._on_cpu: list[tuple[Part, CpuExecutor]] = []
+        self._are_all_on_cpu = False
         self._known = {} if previous is None else previous.known_masters()
         with state.settled():
             self._check(np.flatnonzero(self.has_gradient).tolist(), grads)
@@ -216,6 +220,11 @@ class PreparedStep:
                 part.counts.set_present(self.has_gradient[part.positions])
         executors = [part.executor for part in self.parts]
         self.streamed = [each for each in executors if isinstance(each, StreamedExecutor)]
+        self._on_cpu = [
+            (part, part.executor) for part in self.parts if isinstance(part.executor, CpuExecutor)
+        ]
+        stepped = sum(len(part.tensors) for part, _ in self._on_cpu)
+        self._are_all_on_cpu = self.inputs.are_own and stepped == len(grads)
         self.inputs.gradients_may_have_moved()
 
     def refresh(
@@ -266,7 +275,8 @@ class PreparedStep:
             rows: the scalars.
             handed: what the gradients amount to, on each device where they were measured.
         """
-        self._attach()
+        if self._waiting:
+            self._attach()
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
@@ -503,7 +513,9 @@ class PreparedStep:
 
     def _take_data(self) -> bool:
         """Take arrays that replaced others; False if one asks for another prepared step."""
-        moved = self.inputs.take_data()
+        moved, written = self.inputs.take_data(), self.inputs.written_by_others()
+        if not (moved or written):
+            return True
         if moved and self._keeps_tensors:
             return False
         self._is_capture_current = self._is_capture_current and not moved
@@ -521,8 +533,9 @@ class PreparedStep:
             tensor.data = part.group.params[number] = array
             renewed.setdefault(id(part), (part, []))[1].append(number)
         # A split parameter needs no watch: its lower half changes what was written by half a bit.
-        others = dict.fromkeys([*moved, *self.inputs.written_by_others()])
-        self._follow_data([self._tensor(position) for position in others])
+        self._follow_data(
+            [self._tensor(position) for position in dict.fromkeys([*moved, *written])]
+        )
         if moved:
             admitted = np.flatnonzero(self._admitted).tolist()
             require_apart([self._tensor(position) for position in admitted])
@@ -533,21 +546,24 @@ class PreparedStep:
 
     def _take_gradients(self) -> bool:
         """Take the gradients of this step; False if one asks for another prepared step."""
-        on_cpu = [p.executor for p in self.parts if isinstance(p.executor, CpuExecutor)]
-        for executor in on_cpu:
+        for _, executor in self._on_cpu:
             executor.get_ready()
+        may_have_moved = self.inputs.gradients_may_have_moved()
         # Compiled code works on addresses, and another thread may set gradients.
-        self._held = self.inputs.hold(bool(on_cpu))
-        if not self._needs_gradients():
-            if not self.inputs.gradients_may_have_moved():
-                return True
-            noted, layouts = self.inputs.noted_gradients(self._held)
-            if layouts is not self._layouts:
-                if not self._take_presence(layouts != gradient_table.ABSENT, None):
-                    return False
-                self._layouts = layouts
-            if self._take_noted(noted, layouts):
-                return True
+        self._held = self.inputs.hold(bool(self._on_cpu))
+        if self._needs_gradients():
+            return self._take_arrays()
+        if not may_have_moved:
+            self._lend()
+            return True
+        for take in (self._retake, self._take_noted):
+            taken = take()
+            if taken is not None:
+                return taken
+        return self._take_arrays()
+
+    def _take_arrays(self) -> bool:
+        """Take gradients as arrays; False if one asks for another prepared step."""
         self._layouts = None  # of gradients that were noted, which these may not be
         if self.inputs.have_other_types():
             return False
@@ -569,21 +585,65 @@ class PreparedStep:
 
     def _needs_gradients(self) -> bool:
         """Say whether the arrays themselves must be looked at, not only what was noted of them."""
-        return not self.inputs.tell_addresses or any(
-            part.executor.needs_gradients for part in self.parts if part.executor is not None
-        )
+        if not self.inputs.tell_addresses:
+            return True
+        for part in self.parts:
+            if part.executor is not None and part.executor.needs_gradients:
+                return True
+        return False
 
-    def _take_noted(self, noted: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]) -> bool:
-        """Take gradients as they were noted; False if the arrays themselves must be looked at."""
-        return all(
+    def _retake(self) -> bool | None:
+        """Have compiled code take gradients in place of those of the last step.
+
+        Returns:
+            None if they must be taken otherwise; False if one asks for another prepared step.
+        """
+        if not self._are_all_on_cpu:
+            return None
+        are_others = False
+        for part, executor in self._on_cpu:
+            own = self._held if part.is_all else [self._held[i] for i in part.positions.tolist()]
+            found = executor.retake_gradients(own)
+            if found == MISFITS:
+                return None
+            are_others = are_others or found == OTHERS_PRESENT
+        if not are_others:
+            return True
+        present = np.zeros(len(self._held), np.bool_)
+        for part, executor in self._on_cpu:
+            present[part.positions] = executor.present
+        if not self._take_presence(present, self._held):
+            return False
+        return None if self._needs_gradients() else True
+
+    def _lend(self) -> None:
+        """Have NumPy read the gradients that it read at the last step."""
+        for part, executor in self._on_cpu:
+            if executor.reads_arrays:
+                grads = self.inputs.gradients(self._held)
+                executor.lend(grads if part.is_all else [grads[i] for i in part.positions.tolist()])
+
+    def _take_noted(self) -> bool | None:
+        """Take gradients as they were noted.
+
+        Returns:
+            None if the arrays must be looked at; False if one asks for another prepared step.
+        """
+        noted, layouts = self.inputs.noted_gradients(self._held)
+        if layouts is not self._layouts:
+            if not self._take_presence(layouts != gradient_table.ABSENT, None):
+                return False
+            self._layouts = layouts
+        are_taken = all(
             part.executor is not None
             and part.executor.move_gradients(part.of(noted), part.of(layouts))
             for part in self.parts
         )
+        return True if are_taken else None
 
     def _take_presence(self, present: npt.NDArray[np.bool_], grads: list[Any] | None) -> bool:
         """Admit tensors that have their first gradient; False if one has no place here."""
-        if np.array_equal(present, self.has_gradient):
+        if present.tobytes() == self.has_gradient.tobytes():
             return True
         self._settle()
         new = np.flatnonzero(present & ~self._admitted).tolist()

@@ -161,12 +161,6 @@ def test_looking_at_gradients_forgets_no_data():
     assert inputs.take_data() == [0]
 
 
-def test_gradients_that_are_to_be_forgotten_are_looked_at_in_any_case():
-    inputs = Inputs([group([own()])], [])
-    inputs.forget_gradients()
-    assert inputs.gradients_may_have_moved()
-
-
 class OwnGrad(Parameter):
     """A Parameter whose gradient is kept elsewhere."""
 

@@ -176,6 +176,39 @@ def test_rows_stay_the_same_object_while_tensors_step_alike():
     assert counts.rows().row_of is first.row_of
 
 
+def test_tensors_that_come_and_go_find_the_rows_that_they_had():
+    counts = admitted([0, 1, 0])
+    counts.count(counts.rows())
+    seen = []
+    for present in ([True, False, True], [True] * 3) * 2:
+        counts.set_present(np.array(present))
+        seen.append(counts.rows().row_of)
+    assert seen[2] is seen[0]
+    assert seen[3] is seen[1]
+
+
+def test_tensors_of_which_one_was_absent_share_no_row_as_before():
+    counts = admitted([0, 0])
+    step(counts)
+    counts.set_present(np.array([True, False]))
+    step(counts)
+    counts.set_present(np.array([True, True]))
+    assert [scalars.t for scalars in given_to(counts)] == [3, 2]
+
+
+def test_tensors_that_stepped_one_after_the_other_keep_their_own_carries():
+    groups = groups_of(1.0)
+    counts = admitted([0, 0], groups)
+    counts.rows()
+    for present in ([True, False], [False, True]):
+        counts.set_present(np.array(present))
+        step(counts)
+        groups[0]["amount"] += 1.0
+    counts.set_present(np.array([True, True]))
+    assert [scalars.t for scalars in given_to(counts)] == [2, 2]
+    assert [scalars.total for scalars in given_to(counts)] == [4.5, 5.5]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_tensors_in_any_steps(data):
