@@ -18,6 +18,8 @@ from tests.conftest import installed
 from tests.emulation.machine import Record
 from tests.execution import sums_oracle as oracle
 from tests.execution.claims import compiles_text, layout_claims
+from tests.optim.core.test_judging_devices import train
+from tests.optim.core.test_judging_graphs import Replayed
 from tests.stepping import bits, place
 
 BRIEF, HALF = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
@@ -208,6 +210,26 @@ def test_what_was_not_updated_did_not_move(device):
     assert told(run.optimizer.report()) == [(None, 0.0)] * len(SHAPES)
     assert run.optimizer.report()["p0"]["nonfinite"] == 1
     assert all(norm > 0 for norm, _ in told(run.step()))
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+@some_rules
+def test_replays_of_a_graph_tell_what_steps_would(rule, is_lazy, emulated):
+    run = Replayed(rule, telemetry=True, skip_nonfinite=True)
+    emulated.lazy = is_lazy
+    for number in range(1, 6):
+        run.replay(number, bad=number in (2, 5))
+        with run.stream:
+            here, there = (optimizer.report() for _, optimizer, _ in run.sides)
+        assert repr(here) == repr(there)
+
+
+@pytest.mark.parametrize("rule", [AdamW, LAMB], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("places", [["cuda:0", "cuda:1"], ["cpu", "cuda:1"]], ids=str)
+@pytest.mark.usefixtures("emulated")
+def test_several_devices_tell_what_one_does(rule, places):
+    expected = train(["cpu"], rule, telemetry=True)
+    assert train(places, rule, telemetry=True) == expected
 
 
 def test_a_large_tensor_is_folded_page_by_page(device):
