@@ -3,6 +3,16 @@
 // in the order of sums.cuh from what its parts left in memory.
 #pragma once
 
+// Adds the square of a number to a lane. That of anything but a double is exact in double, where to
+// multiply and add in one operation rounds as to do so in two.
+template <typename T>
+__device__ __forceinline__ void add_square(double& sum, T x) {
+  if constexpr (sizeof(x) == sizeof(double))
+    sum += x * x;
+  else
+    sum = __fma_rn(double(x), double(x), sum);
+}
+
 // Folds what the lanes of a block have; the result is the first lane's.
 template <typename S>
 __device__ __forceinline__ S folded(S own) {
@@ -62,5 +72,42 @@ __device__ __forceinline__ bool fold_up(const Folding& folding, double (&sum)[ki
 #pragma unroll
     for (int k = 0; k < kinds; ++k) sum[k] = gathered(folding.sums + k * folding.stride, node);
     if (folding.counts) count = gathered(folding.counts, node);
+  }
+}
+
+// Folds what the lanes of a block have of each kind: to the sums of its chunk, and of whatever is
+// complete with it.
+template <int kinds>
+__device__ __forceinline__ void put_sums(const double (&lane)[kinds], const Folding& folding) {
+  double sum[kinds];
+#pragma unroll
+  for (int k = 0; k < kinds; ++k) sum[k] = folded(lane[k]);
+  long long none = 0;
+  fold_up(folding, sum, none);
+}
+
+// Takes the sums of the tensor that the chunk of a block is a part of.
+template <int kinds>
+__device__ __forceinline__ void get_totals(double (&total)[kinds], const Folding& folding,
+                                           int block) {
+  const int page = folding.nodes[folding.first + block].parent;
+  const double* const sums = folding.sums + folding.nodes[page].parent;
+#pragma unroll
+  for (int k = 0; k < kinds; ++k) total[k] = sums[k * folding.stride];
+}
+
+// Lanes take their neighbours in the order of sums.cuh, wherever arrays begin.
+template <class Own>
+__device__ __forceinline__ void in_order(const Own& own, int count, unsigned aligned) {
+  constexpr int vector = Own::vector < kNeighbours ? Own::vector : kNeighbours;
+#pragma unroll 1
+  for (int i = int(threadIdx.x) * kNeighbours; i < count; i += kRound) {
+    if (aligned && i + kNeighbours <= count) {
+#pragma unroll
+      for (int j = 0; j < kNeighbours; j += vector) own.template update<vector>(i + j, aligned);
+    } else {
+#pragma unroll 1
+      for (int j = i; j < min(i + kNeighbours, count); ++j) own.template update<1>(j, aligned);
+    }
   }
 }

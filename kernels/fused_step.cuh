@@ -21,6 +21,7 @@ struct Argument {
   unsigned long long seed;   // of stochastic rounding
   const Outcome* outcome;    // of the measured gradients, or null
   Folding folding;           // of what chunks measure; two_phase.cuh has those who do
+  Folding watched;           // of what they do to parameters; telemetry.cuh has those who tell
   alignas(8) char carried[kCarriedBytes];
 
   template <class Row>
@@ -105,6 +106,10 @@ __device__ __forceinline__ void apply(const Rule& rule, T& param, T grad, T* slo
   else
     apply(rule, param, grad, slots, unpacked..., slots[sizeof...(unpacked)]);
 }
+
+// Takes note of what an element was and became; telemetry.cuh has those who do.
+template <class Rule, typename T>
+__device__ __forceinline__ void watch(const Rule&, T, T) {}
 
 // The random bits that neighbours are rounded with; none for what is not rounded so.
 template <int width, typename S>
@@ -289,9 +294,11 @@ struct Step {
       T value = p.template get<T>(j), gradient = value_of<T>(g.at[j]);
       T state[Rule::slots + 1] = {};
       s.get(state, j);
+      const T before = value;
       gradient = gradient * factor;
       row.frame(value, gradient);
       apply(row.rule, value, gradient, state);
+      watch(row.rule, before, value);
       p.put(j, value);
       s.put(state, j);
     }
@@ -344,8 +351,13 @@ struct Stored {
   static __device__ __forceinline__ void run(const Argument<arrays>& argument, const Chunk& chunk,
                                              const Tensor<arrays>& tensor, const void* grad, int row,
                                              T factor) {
-    const auto own = argument.template row<Row<Rule, T>>(row);
+    const auto own = functor<T>(argument, row);
     at<T, P, G>(own, factor, argument, chunk, tensor, grad).run(chunk.count);
+  }
+
+  template <typename T, int arrays>
+  static __device__ __forceinline__ Row<Rule, T> functor(const Argument<arrays>& argument, int row) {
+    return argument.template row<Row<Rule, T>>(row);
   }
 
   // The arrays of a chunk, which step with the functor of a row.
@@ -385,11 +397,16 @@ __device__ __forceinline__ void dispatch(const Argument<arrays>& argument, const
   First::template run<T, P, G>(argument, chunk, tensor, grad, row, factor);
 }
 
+// Whether a phase adds up what it does to parameters.
+template <class Phase> constexpr bool kTells = false;
+
 // Blocks that a multiprocessor is to hold at least: so many threads leave 64 registers for each. Left
-// to itself the compiler spills a register to hold one block more. Doubles and random bits take more.
-template <typename T, typename P, class Stored>
+// to itself the compiler spills a register to hold one block more. Doubles, random bits and sums of
+// what a step does take more.
+template <typename T, typename P, class Phase>
 constexpr int kBlocks =
-    sizeof(T) == sizeof(float) && !kIsRounded<P> && !Stored::rounds ? 1024 / kThreads : 1;
+    sizeof(T) == sizeof(float) && !kIsRounded<P> && !Phase::rounds && !kTells<Phase> ? 1024 / kThreads
+                                                                                     : 1;
 
 // T computes; P and G are what parameter and gradient are stored as. The rules are the variants
 // that the step needs, all of one family with the same scalars and slots.

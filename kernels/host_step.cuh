@@ -21,6 +21,7 @@ struct Argument {
   double* sums;              // of each chunk, of the first kind; host_two_phase.cuh has those who sum
   long long stride;          // from those of one kind to those of the next
   const double* totals;      // of each tensor, all kinds
+  double* watched;           // of each chunk, of two kinds; host_telemetry.cuh has those who tell
 };
 
 // Elements whose random bits are drawn ahead of their update, so that that is a plain loop.
@@ -111,6 +112,10 @@ inline void apply(const Rule& rule, int, T& param, T g, S&... slot) {
   rule(param, g, slot...);
 }
 
+// Takes note of what an element was and became; host_telemetry.cuh has those who do.
+template <class Rule, typename T>
+inline void watch(const Rule&, int, T, T) {}
+
 // Updates a run of neighbouring elements; `slot` are the slots in use, each stored as its S.
 template <class Rule, typename T, typename P, typename G, typename... S, std::size_t... used,
           std::size_t... all>
@@ -123,8 +128,10 @@ inline void update(const Row<Rule, T>& row, T factor, int count, Param<P>& param
   for (int i = 0; i < count; ++i) {
     T value = param.template get<T>(i), gradient = value_of<T>(grad[i]) * factor;
     T state[Rule::slots + 1] = {value_of<T>(slot[i])...};
+    const T before = value;
     own.frame(value, gradient);
     apply(own.rule, i, value, gradient, state[all]...);
+    watch(own.rule, i, before, value);
     if constexpr (kWritesParam<Rule>) param.put(i, value);
     if constexpr (kWritesSlots<Rule>) (set(slot[i], state[used], dice, i), ...);
   }
@@ -140,10 +147,17 @@ template <class R, typename... S>
 struct Stored {
   using Rule = R;
 
+  // Updates a chunk by the functor of a row.
+  template <typename T, typename P, typename G, class Functor, int arrays>
+  static void step(const Row<Functor, T>& row, const Argument& argument, const Chunk& chunk,
+                   const Tensor<arrays>& tensor, const void* gradients) {
+    step<T, P, G>(row, argument, chunk, tensor, gradients, std::index_sequence_for<S...>{});
+  }
+
   template <typename T, typename P, typename G, class Functor, int arrays, std::size_t... used>
-  static void run(const Row<Functor, T>& row, const Argument& argument, const Chunk& chunk,
-                  const Tensor<arrays>& tensor, const void* gradients,
-                  std::index_sequence<used...> positions) {
+  static void step(const Row<Functor, T>& row, const Argument& argument, const Chunk& chunk,
+                   const Tensor<arrays>& tensor, const void* gradients,
+                   std::index_sequence<used...> positions) {
     constexpr auto all = std::make_index_sequence<Rule::slots>{};
     constexpr bool rounds = (kIsRounded<P> || ... || kIsRounded<S>);
     const Randomness randomness{argument.seed, row.count(), tensor.stream};
@@ -170,8 +184,12 @@ struct Stored {
   template <typename T, typename P, typename G, int arrays>
   static void run(const Argument& argument, const Chunk& chunk, const Tensor<arrays>& tensor,
                   const void* grad) {
-    run<T, P, G>(row_of<Rule, T>(argument, chunk), argument, chunk, tensor, grad,
-                 std::index_sequence_for<S...>{});
+    step<T, P, G>(functor<T>(argument, chunk), argument, chunk, tensor, grad);
+  }
+
+  template <typename T>
+  static const Row<Rule, T>& functor(const Argument& argument, const Chunk& chunk) {
+    return row_of<Rule, T>(argument, chunk);
   }
 };
 

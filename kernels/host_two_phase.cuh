@@ -41,8 +41,7 @@ struct Measuring {
       Row<First<R, T>, T> first{own.frame, {own.rule, {}}, own.steps};
       for (int k = 0; k < R::sums; ++k) first.rule.measured[k] = measured[k] + done;
       const Chunk part{chunk.start + done, chunk.tensor, std::min(kDrawn, chunk.count - done)};
-      Stored<R, S...>::template run<T, P, G>(first, argument, part, tensor, grad,
-                                             std::index_sequence_for<S...>{});
+      Stored<R, S...>::template step<T, P, G>(first, argument, part, tensor, grad);
     }
     double* const sums = argument.sums + (&chunk - argument.chunks);
     long long nonfinite;
@@ -52,16 +51,18 @@ struct Measuring {
 };
 
 template <class R, typename... S>
-struct Finishing {
-  using Rule = R;
-
+struct Finishing : Stored<R, S...> {
   template <typename T, typename P, typename G, int arrays>
   static void run(const Argument& argument, const Chunk& chunk, const Tensor<arrays>& tensor,
                   const void* grad) {
+    const auto second = functor<T>(argument, chunk);
+    Stored<R, S...>::template step<T, P, G>(second, argument, chunk, tensor, grad);
+  }
+
+  template <typename T>
+  static Row<Second<R, T>, T> functor(const Argument& argument, const Chunk& chunk) {
     const auto& own = row_of<R, T>(argument, chunk);
     const T size = own.rule.finish(argument.totals + (long long)(chunk.tensor) * R::sums);
-    const Row<Second<R, T>, T> second{own.frame, {own.rule, size}, own.steps};
-    Stored<R, S...>::template run<T, P, G>(second, argument, chunk, tensor, grad,
-                                           std::index_sequence_for<S...>{});
+    return {own.frame, {own.rule, size}, own.steps};
   }
 };

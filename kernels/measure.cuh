@@ -30,8 +30,7 @@ struct Gathered {
   long long* to_counts;
 };
 
-// A lane's part. The square of anything but a double is exact in double, where to multiply and add
-// in one operation rounds as to do so in two.
+// A lane's part.
 struct Lane {
   double sum = 0;
   int nonfinite = 0;
@@ -40,10 +39,7 @@ struct Lane {
   __device__ __forceinline__ void add(G element) {
     const auto x = in_registers(element);
     nonfinite += !(x - x == 0);
-    if constexpr (sizeof(x) == sizeof(double))
-      sum += x * x;
-    else
-      sum = __fma_rn(double(x), double(x), sum);
+    add_square(sum, x);
   }
 };
 

@@ -66,9 +66,11 @@ __device__ __forceinline__ void update(const StridedTensor<Rule, T, arrays>& ten
   T value = param.template get<T>(0), gradient = value_of<T>(*reinterpret_cast<const G*>(place[1]));
   T state[Rule::slots + 1] = {};
   slots.get(state, 0);
+  const T before = value;
   gradient = gradient * factor;
   row.frame(value, gradient);
   apply(row.rule, value, gradient, state);
+  watch(row.rule, before, value);
   param.put(0, value);
   slots.put(state, 0);
   if constexpr (kWritesParam<Functor>) param.store_to(stored, slot[Rule::used], 0, 0);

@@ -19,7 +19,7 @@ from lucid_gpu.device import gradient_table
 from lucid_gpu.execution import plan, threads
 from lucid_gpu.execution.cpu_totals import Totals
 from lucid_gpu.execution.plan import TensorGroup
-from lucid_gpu.execution.sources import phased, step_source
+from lucid_gpu.execution.sources import parts, step_source
 
 CHUNK_ELEMENTS = 1 << 15
 """Elements of a chunk: what a thread updates with one row of scalars before it looks for more."""
@@ -33,7 +33,7 @@ THREAD_ELEMENTS = 1 << 17
 ARGUMENT = np.dtype(
     [(name, "u8") for name in ("chunks", "tensors", "grads", "rows", "table", "seed")]
     + [("factor", "f8"), ("shares", "u8"), ("count", "i4"), ("next", "i4")]
-    + [("sums", "u8"), ("stride", "i8"), ("totals", "u8")]
+    + [("sums", "u8"), ("stride", "i8"), ("totals", "u8"), ("watched", "u8")]
 )
 """What compiled code is called with: ``Argument`` of ``kernels/host_step.cuh``."""
 
@@ -64,12 +64,13 @@ HEAD_BYTES = object.__basicsize__
 def source(tensors: TensorGroup) -> str:
     """Return the text whose library steps some tensors."""
     rule, storage = tensors.rule, tensors.storage
-    own = phased(rule, "sums", "host_measure", "host_two_phase")
-    text = step_source(rule.kernel, "host_step", "host_look", *own)
+    own = parts(rule, tensors.telemetry, "host_")
+    sums = ("sums", "host_measure") if own else ()
+    text = step_source(rule.kernel, "host_step", "host_look", *sums, *own)
     for phase in range(len(plan.phases(rule))):
         types = plan.storage_types(storage)
         kinds = plan.distinct_variants(tensors)
-        types += [plan.stored(rule, kind, storage, phase) for kind in kinds]
+        types += [plan.stored(rule, kind, storage, phase, tensors.telemetry) for kind in kinds]
         entry = f"host_step<{', '.join(types)}>(*argument)"
         text += f'\nextern "C" void {STEPS[phase]}(Argument* argument) {{ {entry}; }}\n'
     return text
@@ -81,19 +82,22 @@ class CompiledStep:
     Args:
         tensors: the arrays; kept, since the tables hold addresses only.
         library: what was built from their :func:`source`.
+        watched: where it leaves what a step tells; None for steps that do not.
 
     Attributes:
         present: which tensors have a gradient that fits; the same array always.
     """
 
-    def __init__(self, tensors: TensorGroup, library: ctypes.CDLL) -> None:
+    def __init__(
+        self, tensors: TensorGroup, library: ctypes.CDLL, watched: Totals | None = None
+    ) -> None:
         self._tensors = tensors
         self._phases = [getattr(library, name) for name in STEPS[: len(plan.phases(tensors.rule))]]
         for step in self._phases:
             step.argtypes, step.restype = [ctypes.c_void_p], None
         self._look, self._retake = LOOK(("look", library)), RETAKE(("retake", library))
         count = len(tensors.params)
-        most = plan.CHUNK_ELEMENTS if tensors.rule.sums else CHUNK_ELEMENTS
+        most = plan.CHUNK_ELEMENTS if tensors.takes_sums else CHUNK_ELEMENTS
         self._plan = plan.build(tensors, plan.whole(tensors), [()] * count, most)
         self._sizes = np.array([param.size for param in tensors.params], np.int64)
         self._shares = _shares(self._plan.chunks["count"])
@@ -113,12 +117,15 @@ class CompiledStep:
             self._argument[name] = array.ctypes.data
         self._argument["count"] = len(self._shares) - 1
         self._argument["seed"] = tensors.seed
-        self._totals = Totals(tensors) if tensors.rule.sums else None
+        self._argument["stride"] = len(self._plan.chunks)
+        kinds = len(tensors.rule.sums)
+        self._totals = Totals(self._sizes.tolist(), kinds) if kinds else None
         if self._totals is not None:
-            chunk_sums, totals = self._totals.chunks, self._totals.totals
-            self._argument["sums"] = chunk_sums.ctypes.data
-            self._argument["stride"] = chunk_sums.shape[1]
-            self._argument["totals"] = totals.ctypes.data
+            self._argument["sums"] = self._totals.chunks.ctypes.data
+            self._argument["totals"] = self._totals.totals.ctypes.data
+        self._watched = watched
+        if watched is not None:
+            self._argument["watched"] = watched.chunks.ctypes.data
         self._elements = 0
         self.renew(range(count))
 

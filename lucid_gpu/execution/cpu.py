@@ -13,9 +13,10 @@ from lucid_gpu.execution import building, compiled
 from lucid_gpu.execution.blocks import THREAD_ELEMENTS, NumpyStep
 from lucid_gpu.execution.compiled import CompiledStep
 from lucid_gpu.execution.cpu_code import cpu_code
-from lucid_gpu.execution.numpy_two_phase import TwoPhaseStep
+from lucid_gpu.execution.cpu_totals import Totals
+from lucid_gpu.execution.numpy_sums import SummingStep
 from lucid_gpu.execution.outcome import PLAIN, Handed
-from lucid_gpu.execution.plan import TensorGroup
+from lucid_gpu.execution.plan import WATCHED, TensorGroup
 from lucid_gpu.execution.threads import thread_count
 
 BEFORE_THE_FIRST_STEP = {
@@ -44,10 +45,12 @@ class CpuExecutor:
         self._tensors = tensors
         self._build: building.Build | None = None
         self._compiled: CompiledStep | None = None
-        self._numpy: NumpyStep | TwoPhaseStep | None = None
+        self._numpy: NumpyStep | SummingStep | None = None
+        sizes = [param.size for param in tensors.params]
+        self._watched = Totals(sizes, len(WATCHED)) if tensors.telemetry else None
         self._threads = thread_count()
         # Fewer elements are stepped by one thread, whatever the environment says.
-        self._may_share = sum(param.size for param in tensors.params) > THREAD_ELEMENTS
+        self._may_share = sum(sizes) > THREAD_ELEMENTS
         self._uses_compiled = False
         self._is_left = True
         self._fitting: Any = None  # layouts that were found to fit, all of them
@@ -94,8 +97,10 @@ class CpuExecutor:
         self._is_left = bool(left.any())
         if self._is_left:
             if self._numpy is None:
-                kind = TwoPhaseStep if self._tensors.rule.sums else NumpyStep
-                self._numpy = kind(self._tensors)
+                if self._tensors.takes_sums:
+                    self._numpy = SummingStep(self._tensors, self._watched)
+                else:
+                    self._numpy = NumpyStep(self._tensors)
             self._numpy.take_gradients(list(grads), left)
         return True
 
@@ -166,6 +171,12 @@ class CpuExecutor:
         if self._numpy is not None and self._is_left:
             self._numpy.run(rows, row_of, self._threads, handed.factor)
 
+    def watched(self) -> npt.NDArray[np.float64]:
+        """Return what the last step of each tensor told, a row of :data:`plan.WATCHED`."""
+        assert self._watched is not None
+        self._watched.fold()
+        return self._watched.totals
+
     def describe(self) -> str:
         """Return what steps, and why NumPy does if it was not chosen."""
         if self._uses_compiled:
@@ -187,7 +198,9 @@ class CpuExecutor:
             build = self._build or building.start(text)
             self._build = build
             build.poll()
-        return None if build.library is None else CompiledStep(self._tensors, build.library)
+        if build.library is None:
+            return None
+        return CompiledStep(self._tensors, build.library, self._watched)
 
 
 def described(executor: Any) -> str:

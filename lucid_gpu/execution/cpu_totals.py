@@ -1,11 +1,12 @@
-"""What the first phase of a rule measures, folded on the CPU to totals of tensors."""
+"""What chunks of tensors add up to on the CPU, folded to totals of tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from lucid_gpu.execution import sums
-from lucid_gpu.execution.plan import TensorGroup
 
 DOUBLE = np.dtype(np.float64)
 
@@ -14,16 +15,15 @@ class Totals:
     """Sums of chunks, and what they fold to in the canonical order.
 
     Args:
-        tensors: what is measured.
+        sizes: how many elements each tensor has.
+        kinds: how many sums are taken of a tensor.
 
     Attributes:
         chunks: the sums of each kind, of each chunk.
         totals: of each tensor, of each kind.
     """
 
-    def __init__(self, tensors: TensorGroup) -> None:
-        sizes = [param.size for param in tensors.params]
-        kinds = len(tensors.rule.sums)
+    def __init__(self, sizes: Sequence[int], kinds: int) -> None:
         self._plan = sums.plan_sums(sizes, [DOUBLE] * len(sizes))
         self.chunks = np.zeros((kinds, len(self._plan.chunks)))
         self.totals = np.zeros((len(sizes), kinds))

@@ -17,9 +17,9 @@ from lucid_gpu.device.staged import StagedTable
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.cuda_totals import Totals
 from lucid_gpu.execution.outcome import PLAIN, Handed
-from lucid_gpu.execution.plan import THREADS, Plan, TensorGroup
+from lucid_gpu.execution.plan import THREADS, WATCHED, Plan, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import phased, step_source
+from lucid_gpu.execution.sources import parts, step_source
 from lucid_gpu.execution.strided import StridedLaunches
 
 AHEAD = np.dtype([("base", "i4"), ("stride", "i4")])
@@ -132,6 +132,14 @@ class CudaExecutor:
                 self._use.stream()
             self._single.launch(rows, row_of[self._strided], handed.address)
 
+    def watched(self) -> npt.NDArray[np.float64]:
+        """Return what the last step of each tensor told, a row of :data:`plan.WATCHED`; waits."""
+        with gpu.on(self._home):
+            found = np.zeros((len(self._is_dense), len(WATCHED)))
+            found[self._dense] = self._fused.watched()
+            found[self._strided] = self._single.watched()
+        return found
+
     def require_capturable(self) -> None:
         """Raise if the launch cannot be recorded in a graph.
 
@@ -214,6 +222,7 @@ class FusedLaunch:
 
     def __init__(self, tensors: TensorGroup, use: Use) -> None:
         self._plan: Plan | None = None
+        self._watched: Totals | None = None
         if not tensors.params:
             return
         cp = gpu.cupy()
@@ -233,13 +242,16 @@ class FusedLaunch:
         self._argument["tensors"] = self._records.device.data.ptr
         self._argument["seed"] = tensors.seed
         of = tensors.rule, tensors.storage, tuple(plan.kinds)
-        self._kernel = _compiled(*of)
+        self._kernel = _compiled(*of, 0, tensors.telemetry)
         self._blocks = len(plan.chunks)
         self._totals: Totals | None = None
         if tensors.rule.sums:
-            self._finishing = _compiled(*of, phase=1)
+            self._finishing = _compiled(*of, 1, tensors.telemetry)
             self._totals = Totals(use, self._sizes(tensors), len(tensors.rule.sums))
             self._argument["folding"] = self._totals.folding
+        if tensors.telemetry:
+            self._watched = Totals(use, self._sizes(tensors), len(WATCHED))
+            self._argument["watched"] = self._watched.folding
         self._make_table(1)
 
     def _make_plan(self, tensors: TensorGroup) -> Plan:
@@ -279,6 +291,10 @@ class FusedLaunch:
             grads = self._grads
             self._make_table(max(rows, 2 * self._capacity))
             self._grads[:] = grads
+
+    def watched(self) -> npt.NDArray[np.float64]:
+        """Return what the last step of each tensor told: its sums, a row each."""
+        return np.zeros((0, len(WATCHED))) if self._watched is None else self._watched.read()
 
     def move_gradients(self, addresses: npt.NDArray[np.uint64]) -> None:
         """Take the gradients of the tensors at other addresses."""
@@ -394,11 +410,19 @@ class FusedLaunch:
         kernel((self._blocks,), (THREADS,), (self._by_value,), stream=stream)
 
 
-def source(rule: Rule) -> str:
+def source(rule: Rule, telemetry: bool = False) -> str:
     """Return the text that has the kernels of a rule."""
-    return step_source(rule.kernel, "fused_step", *phased(rule, "sums", "folding", "two_phase"))
+    own = parts(rule, telemetry)
+    return step_source(rule.kernel, "fused_step", *(("sums", "folding") if own else ()), *own)
 
 
-def _compiled(rule: Rule, storage: Storage, kinds: tuple[Any, ...], phase: int = 0) -> Any:
+def _compiled(
+    rule: Rule,
+    storage: Storage,
+    kinds: tuple[Any, ...],
+    phase: int = 0,
+    telemetry: bool = False,
+) -> Any:
     """Return the kernel for some variants of a rule, compiled at the first call."""
-    return kernels.kernel(source(rule), _plan.kernel_name(rule, kinds, storage, phase))
+    name = _plan.kernel_name(rule, kinds, storage, phase, telemetry)
+    return kernels.kernel(source(rule, telemetry), name)

@@ -46,7 +46,8 @@ class Terms(NamedTuple):
         heeded: an int32 there for which a step is skipped if it is not 0; or None. A float32 will
             do, and on a GPU its address.
         are_checked: whether that is all there is to know of elements that are not finite, so that
-            gradients are measured for ``max_norm`` alone.
+            gradients are measured for ``max_norm`` and telemetry alone.
+        telemetry: whether the step tells how large parameters are, and how far they move.
     """
 
     max_norm: float | None = None
@@ -55,11 +56,17 @@ class Terms(NamedTuple):
     found: Any = None
     heeded: Any = None
     are_checked: bool = False
+    telemetry: bool = False
 
     @property
     def measures(self) -> bool:
         """Whether gradients have to be measured."""
-        return self.max_norm is not None or not self.are_checked
+        return self.max_norm is not None or self.telemetry or not self.are_checked
+
+    @property
+    def are_idle(self) -> bool:
+        """Whether a step is taken whatever its gradients are, and nothing is told."""
+        return self.max_norm is None and not self.may_skip and not self.telemetry
 
 
 def terms_of(groups: Sequence[Mapping[str, Any]]) -> Terms:
@@ -71,14 +78,15 @@ def terms_of(groups: Sequence[Mapping[str, Any]]) -> Terms:
     if not groups:
         return Terms()
     first = groups[0]
-    for option in ("max_norm", "skip_nonfinite"):
+    for option in ("max_norm", "skip_nonfinite", "telemetry"):
         for number, group in enumerate(groups):
             if group[option] != first[option]:
                 raise ValueError(
                     f"{option} is {first[option]!r} in parameter group 0 and {group[option]!r} in "
                     f"group {number}: gradients are measured together, so set it alike in all"
                 )
-    return Terms(first["max_norm"], first["skip_nonfinite"])
+    terms = Terms(first["max_norm"], first["skip_nonfinite"])
+    return terms._replace(telemetry=first["telemetry"])
 
 
 class Handed(NamedTuple):

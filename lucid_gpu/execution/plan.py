@@ -19,6 +19,9 @@ from lucid_gpu.execution.rule import BFLOAT16, FrameScalars, Rule, Storage, Vari
 
 DENSE = C_ORDER | F_ORDER
 
+WATCHED = ("param", "update")
+"""Whose squares a step that tells adds up: parameters as it leaves them, and how far they moved."""
+
 C_TYPES = {"float32": "float", "float64": "double", "bfloat16": "BFloat16", "float16": "Float16"}
 
 ALL_LAYOUTS = STRIDED | DENSE
@@ -51,6 +54,7 @@ ARGUMENT = np.dtype(
         ("seed", "u8"),
         ("outcome", "u8"),
         ("folding", FOLDING),
+        ("watched", FOLDING),
         ("carried", "u1", (CARRIED_BYTES,)),
     ]
 )
@@ -70,6 +74,7 @@ class TensorGroup:
         variants: the variant of each.
         streams: the number of the random bits of each, a multiple of 256; zeros by default.
         seed: of all random bits.
+        telemetry: whether a step adds up squares of parameters and of their changes.
     """
 
     rule: Rule
@@ -79,6 +84,7 @@ class TensorGroup:
     variants: list[Any]
     streams: Sequence[int] = ()
     seed: int = 0
+    telemetry: bool = False
 
     def __post_init__(self) -> None:
         self.streams = list(self.streams) or [0] * len(self.params)
@@ -93,6 +99,7 @@ class TensorGroup:
             [self.variants[i] for i in indices],
             [self.streams[i] for i in indices],
             self.seed,
+            self.telemetry,
         )
 
     def arrays(self, tensor: int) -> tuple[Any, ...]:
@@ -105,7 +112,12 @@ class TensorGroup:
 
         Random bits belong to elements as they are numbered in C order, and so do sums.
         """
-        return C_ORDER if self.storage.rounds or self.rule.sums else DENSE
+        return C_ORDER if self.storage.rounds or self.takes_sums else DENSE
+
+    @property
+    def takes_sums(self) -> bool:
+        """Whether a step adds up squares, which are counted in chunks."""
+        return bool(self.rule.sums) or self.telemetry
 
 
 class Plan(NamedTuple):
@@ -304,10 +316,13 @@ def phases(rule: Rule) -> tuple[str, ...]:
     return ("Measuring", "Finishing") if rule.sums else ("Stored",)
 
 
-def stored(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> str:
+def stored(
+    rule: Rule, variant: Any, storage: Storage, phase: int = 0, telemetry: bool = False
+) -> str:
     """Return the C++ type of a phase of a variant, with what its slots are stored as."""
     types = [functor(rule, variant, storage.compute), *slot_types(rule, variant, storage)]
-    return f"{phases(rule)[phase]}<{', '.join(types)}>"
+    own = f"{phases(rule)[phase]}<{', '.join(types)}>"
+    return f"Watching<{own}>" if telemetry and phase == len(phases(rule)) - 1 else own
 
 
 def slot_types(rule: Rule, variant: Any, storage: Storage) -> list[str]:
@@ -335,10 +350,12 @@ def storage_types(storage: Storage) -> list[str]:
     return [c_type(storage.compute), param_type(storage), c_type(storage.grad)]
 
 
-def kernel_name(rule: Rule, kinds: Sequence[Any], storage: Storage, phase: int = 0) -> str:
+def kernel_name(
+    rule: Rule, kinds: Sequence[Any], storage: Storage, phase: int = 0, telemetry: bool = False
+) -> str:
     """Return the name expression of the kernel for some variants of a rule."""
     types = storage_types(storage)
-    types += [stored(rule, kind, storage, phase) for kind in kinds]
+    types += [stored(rule, kind, storage, phase, telemetry) for kind in kinds]
     return f"fused_step<{', '.join(types)}>"
 
 

@@ -38,9 +38,16 @@ def step_source(kernel: str | Path, *steps: str) -> str:
     return joined("half", "rule", "stored", kernel, *steps)
 
 
-def phased(rule: Rule, *steps: str) -> tuple[str, ...]:
-    """Return names of sources if a rule has two phases, else none."""
-    return steps if rule.sums else ()
+def parts(rule: Rule, telemetry: bool, prefix: str = "") -> tuple[str, ...]:
+    """Return names of the sources of what a step does beside moving parameters.
+
+    Args:
+        rule: a rule, of two phases if it takes sums.
+        telemetry: whether the step tells how far parameters move.
+        prefix: of the names.
+    """
+    phased = (f"{prefix}two_phase",) if rule.sums else ()
+    return (*phased, f"{prefix}telemetry") if telemetry else phased
 
 
 def joined(*kernels: str | Path) -> str:

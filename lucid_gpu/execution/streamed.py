@@ -92,6 +92,7 @@ class _StreamedLaunch(FusedLaunch):
 
     def __init__(self, tensors: TensorGroup, use: keep.Use) -> None:
         self._cargo: list[tuple[_Window, list[_Copy], int]] = []
+        self._count = len(tensors.params)
         super().__init__(tensors, use)
         if self._plan is None:
             return
@@ -109,6 +110,13 @@ class _StreamedLaunch(FusedLaunch):
         if self._plan is not None:
             own = addresses[self._tensor]
             super().move_gradients(np.where(own == 0, own, own + self._offset))
+
+    def watched(self) -> npt.NDArray[np.float64]:
+        """Return what the last step of each tensor told; one without elements has no window."""
+        found = np.zeros((self._count, len(_plan.WATCHED)))
+        if self._plan is not None:
+            found[np.unique(self._tensor)] = super().watched()
+        return found
 
     def renew(self, tensor: int, arrays: Sequence[Any]) -> bool:  # noqa: ARG002 - as its base class
         """Return that other arrays ask for other windows."""
@@ -130,7 +138,7 @@ class _StreamedLaunch(FusedLaunch):
             window.filled.record(self._up)
             stream.wait_event(window.filled)
             self._argument["chunks"] = self._chunks.data.ptr + first * _plan.CHUNK.itemsize
-            self._argument["folding"]["first"] = first
+            self._argument["folding"]["first"] = self._argument["watched"]["first"] = first
             kernel((blocks,), (THREADS,), (self._by_value,), stream=stream)
             window.updated.record(stream)
             self._down.wait_event(window.updated)

@@ -15,9 +15,9 @@ from lucid_gpu.device import kernels
 from lucid_gpu.device.arrays import C_ORDER
 from lucid_gpu.execution import plan as _plan
 from lucid_gpu.execution.cuda_totals import Totals
-from lucid_gpu.execution.plan import CHUNK_ELEMENTS, THREADS, TensorGroup
+from lucid_gpu.execution.plan import CHUNK_ELEMENTS, THREADS, WATCHED, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
-from lucid_gpu.execution.sources import phased, step_source
+from lucid_gpu.execution.sources import parts, step_source
 
 if TYPE_CHECKING:
     from lucid_gpu.device.keep import Use
@@ -31,7 +31,7 @@ class StridedLaunches:
 
     def __init__(self, tensors: TensorGroup, use: Use) -> None:
         self._tensors = tensors
-        kind = _PhasedLaunch if tensors.rule.sums else _Launch
+        kind = _SummingLaunch if tensors.takes_sums else _Launch
         self._launches = [kind(tensors, tensor, use) for tensor in range(len(tensors.params))]
         self._grads: list[Any] = [None] * len(tensors.params)
 
@@ -61,6 +61,11 @@ class StridedLaunches:
                 self._update(i, rows[row], self._tensors.slots[i] or ())
         self._grads = [None] * len(self._grads)
 
+    def watched(self) -> npt.NDArray[np.float64]:
+        """Return what the last step of each tensor told, a row each."""
+        told = [each.watched.read() for each in self._launches if isinstance(each, _SummingLaunch)]
+        return np.concatenate([np.zeros((0, len(WATCHED))), *told])
+
     def _update(self, i: int, row: npt.NDArray[Any], slots: Sequence[Any]) -> None:
         self._launches[i].run((self._tensors.params[i], self._grads[i], *slots), row)
 
@@ -71,7 +76,10 @@ class _Launch:
     def __init__(self, tensors: TensorGroup, tensor: int, use: Use) -> None:  # noqa: ARG002
         rule, variant, storage = tensors.rule, tensors.variants[tensor], tensors.storage
         self._kernels = [
-            kernels.kernel(source(rule), kernel_name(rule, variant, storage, phase))
+            kernels.kernel(
+                source(rule, tensors.telemetry),
+                kernel_name(rule, variant, storage, phase, tensors.telemetry),
+            )
             for phase in range(len(_plan.phases(rule)))
         ]
         record = tensor_record(rule, variant, storage)
@@ -113,21 +121,29 @@ class _Launch:
         self._strides = strides
 
 
-class _PhasedLaunch(_Launch):
-    """The launches of a rule of two phases."""
+class _SummingLaunch(_Launch):
+    """The launches of a rule of two phases, or of a step that tells.
+
+    Attributes:
+        watched: what it tells; of no tensor if it does not.
+    """
 
     def __init__(self, tensors: TensorGroup, tensor: int, use: Use) -> None:
         super().__init__(tensors, tensor, use)
         size = tensors.params[tensor].size
         self._totals = Totals(use, [size], len(tensors.rule.sums))
+        self.watched = Totals(use, [size] * tensors.telemetry, len(WATCHED))
         self._whole["folding"] = self._totals.folding
+        self._whole["watched"] = self.watched.folding
         self._by_value = self._whole.view(f"V{self._whole.itemsize}")
         self._chunks = -(-size // CHUNK_ELEMENTS)
+        self._tells = tensors.telemetry
 
     def _launch(self, blocks: int) -> None:
-        measure, finish = self._kernels
-        measure((self._chunks,), (THREADS,), (self._by_value,))
-        finish((blocks,), (THREADS,), (self._by_value,))
+        *measures, moves = self._kernels
+        for measure in measures:
+            measure((self._chunks,), (THREADS,), (self._by_value,))
+        moves((self._chunks if self._tells else blocks,), (THREADS,), (self._by_value,))
 
 
 def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
@@ -150,21 +166,27 @@ def tensor_record(rule: Rule, variant: Any, storage: Storage) -> np.dtype[Any]:
 
 def sums_record(tensor: np.dtype[Any]) -> np.dtype[Any]:
     """Return the record type of ``StridedSums`` for one of ``StridedTensor``."""
-    return np.dtype([("tensor", tensor), ("folding", _plan.FOLDING)], align=True)
+    sums = [("folding", _plan.FOLDING), ("watched", _plan.FOLDING)]
+    return np.dtype([("tensor", tensor), *sums], align=True)
 
 
-def kernel_name(rule: Rule, variant: Any, storage: Storage, phase: int = 0) -> str:
+def kernel_name(
+    rule: Rule, variant: Any, storage: Storage, phase: int = 0, telemetry: bool = False
+) -> str:
     """Return the name expression of the kernel for a phase of a variant of a rule."""
-    name = ("strided_measure", "strided_finish")[phase] if rule.sums else "strided_step"
+    *measures, moves = ("strided_measure", "strided_finish") if rule.sums else ("strided_step",)
+    name = [*measures, "strided_watch" if telemetry else moves][phase]
     functor = _plan.functor(rule, variant, storage.compute)
     slots = _plan.slot_types(rule, variant, storage)
     return f"{name}<{', '.join([*_plan.storage_types(storage), functor, *slots])}>"
 
 
-def source(rule: Rule) -> str:
+def source(rule: Rule, telemetry: bool = False) -> str:
     """Return the text that has the kernels of a rule."""
-    own = phased(rule, "sums", "folding", "two_phase"), phased(rule, "strided_two_phase")
-    return step_source(rule.kernel, "fused_step", *own[0], "strided_step", *own[1])
+    sums = ("sums", "folding", *parts(rule, telemetry)), ("strided_sums",)
+    own = sums if parts(rule, telemetry) else ((), ())
+    steps = "fused_step", *own[0], "strided_step", *own[1], *parts(rule, telemetry, "strided_")
+    return step_source(rule.kernel, *steps)
 
 
 def merge_axes(

@@ -93,7 +93,7 @@ class TorchOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def last(self) -> Outcome | None:
         """What the gradients of a step amounted to: the latest that is known, without a wait.
 
-        None before the first step with ``max_norm``, ``skip_nonfinite`` or a scaler.
+        None before the first step with ``max_norm``, ``skip_nonfinite``, ``telemetry`` or a scaler.
         """
         return self._engine.last
 

@@ -110,3 +110,28 @@ def test_norms_that_many_blocks_fold_at_once_are_those_of_the_cpu(kind):
             optimizer.step()
         results.append([param.numpy().tobytes() for param in params])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD, LAMB], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_what_a_step_tells_has_the_bits_of_the_cpu(kind, way):
+    dtype, options = WAYS[way]
+    shapes, results = [(1 << 20,), (3, 1367), (7,)], []
+    for device in ("cuda:0", "cpu"):
+        rng = np.random.default_rng(2)
+        params = [
+            Parameter(
+                rounded(rng.normal(size=s).astype(np.float32), dtype), name=f"p{i}", device=device
+            )
+            for i, s in enumerate(shapes)
+        ]
+        optimizer = kind([(p.name, p) for p in params], lr=0.1, telemetry=True, **options)
+        reports = []
+        for _ in range(10):
+            for param in params:
+                grad = rounded(rng.normal(size=param.shape).astype(np.float32), dtype)
+                param.grad = transfer.copy(grad, device)
+            optimizer.step()
+            reports.append(optimizer.report())
+        results.append(reports)
+    assert results[0] == results[1]

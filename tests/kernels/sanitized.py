@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from lucid_gpu.execution import cuda_sums, plan, row_sums
+from lucid_gpu.optim import LAMB, AdamW
 from tests import emulation, rules
 from tests.execution import sums_oracle
 from tests.stepping import Tensor, host, place, steps
@@ -37,6 +38,7 @@ def main() -> None:
                 ]
                 groups[0][1].append(_tensor(rng, (6, 5), dtype)._replace(layouts=("strided",)))
                 steps(rule, groups, "cuda:0")
+        tell(rng)
         measure(rng)
         for dtype in ("float32", "float64"):
             rows = place(rng.integers(0, 40, 3000), "cuda:0").view
@@ -51,6 +53,13 @@ def measure(rng: np.random.Generator) -> None:
     assert sums_oracle.results(sums, host) == sums_oracle.described(grads, host)
     for how in cuda_sums.CHANGES:
         sums.change(how, 0.5)
+
+
+def tell(rng: np.random.Generator) -> None:
+    for rule in (AdamW, LAMB):
+        tensors = [_tensor(rng, shape, "float32") for shape in SHAPES]
+        tensors.append(_tensor(rng, (6, 5), "float32")._replace(layouts=("strided",)))
+        steps(rule, [({"telemetry": True}, tensors)], "cuda:0")
 
 
 def _tensor(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Tensor:

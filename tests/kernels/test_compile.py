@@ -126,6 +126,22 @@ def test_subnormal_numbers_are_kept(rule, dtype, architecture):
     assert all(".ftz" not in kernel.ptx for kernel in every_kernel(rule, dtype, architecture))
 
 
+@every_rule
+@every_dtype
+def test_steps_that_tell_are_compiled_without_spilling_or_fusing(rule, dtype, architecture):
+    """But for squares of floats in double, which are exact."""
+    storage, last = rules.storage(rule, dtype), len(plan.phases(rule.rule)) - 1
+    variants = rules.variants(rule)
+    own = [plan.kernel_name(rule.rule, [kind], storage, last, telemetry=True) for kind in variants]
+    kernels = compile_kernels(cuda.source(rule.rule, telemetry=True), own, architecture)
+    names = [strided.kernel_name(rule.rule, variants[0], storage, last, telemetry=True)]
+    kernels |= compile_kernels(strided.source(rule.rule, telemetry=True), names, architecture)
+    for kernel in kernels.values():
+        ptx = kernel.ptx.replace("fma.rn.f64", "") if dtype == "float32" else kernel.ptx
+        assert not re.search(r"fma|\.ftz|\.local", ptx)
+        assert kernel.local == 0
+
+
 SPILLS = """
 extern "C" __global__ void __launch_bounds__(1024) spills(float* data) {
   float at[128];

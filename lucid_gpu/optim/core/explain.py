@@ -58,6 +58,8 @@ def _measuring_lines(step: PreparedStep) -> list[str]:
         done.append(f"clipped to the norm {terms.max_norm}")
     if terms.may_skip:
         done.append("skipped unless all elements are finite")
+    if terms.telemetry:
+        done.append("told by report(), with norms of parameters and of their updates")
     if not done:
         return []
     places = sorted({part.device for part in step.parts})
@@ -156,7 +158,10 @@ def _launch_line(rule: Rule, part: Part, dense: list[Tensor], is_hosted: bool) -
     chunks = sum(-(-tensor.data.size // plan.CHUNK_ELEMENTS) for tensor in dense)
     kinds = sorted({tensor.variant for tensor in part.tensors}, key=repr)
     phases = len(plan.phases(rule))
-    names = [plan.kernel_name(rule, kinds, part.group.storage, phase) for phase in range(phases)]
+    names = [
+        plan.kernel_name(rule, kinds, part.group.storage, phase, part.group.telemetry)
+        for phase in range(phases)
+    ]
     name = " and ".join(names) if chunks else "nothing to do"
     if is_hosted and any(tensor.used for tensor in part.tensors):
         launches = f"{_launches(phases)} for each {streamed.WINDOW_BYTES >> 20} MiB of slots"

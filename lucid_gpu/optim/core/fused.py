@@ -39,6 +39,7 @@ class FrameOptions(TypedDict, total=False):
     seed: int
     max_norm: float | None
     skip_nonfinite: bool
+    telemetry: bool
 
 
 FRAME_DEFAULTS = FrameOptions(
@@ -49,6 +50,7 @@ FRAME_DEFAULTS = FrameOptions(
     seed=0,
     max_norm=None,
     skip_nonfinite=False,
+    telemetry=False,
 )
 
 
@@ -148,6 +150,8 @@ class FusedOptimizer(Optimizer):
             float64. ``grad`` stays as it was. An option that is alike in all groups.
         skip_nonfinite: True takes no step while an element of a gradient is infinite or NaN:
             nothing is changed, nor counted. An option that is alike in all groups.
+        telemetry: True has each step measure the gradients, and add up how large each parameter is
+            and how far it moves, for :meth:`report`. An option that is alike in all groups.
 
     Rules compute in float32 whatever arrays of a float32, bfloat16 or float16 parameter are stored
     as, in float64 for float64. Gradients have the dtype of the parameter, or its ``grad_dtype``.
@@ -330,8 +334,8 @@ class FusedOptimizer(Optimizer):
     def last(self) -> Outcome | None:
         """What the gradients of a step amounted to: the latest that is known, without a wait.
 
-        None before the first step that was measured: with ``max_norm``, ``skip_nonfinite`` or a
-        scaler.
+        None before the first step that was measured: with ``max_norm``, ``skip_nonfinite``,
+        ``telemetry`` or a scaler.
         """
         return self._judging.last
 
@@ -377,6 +381,11 @@ class FusedOptimizer(Optimizer):
 
         Returns:
             For each name, ``grad_norm`` (of the gradient, unscaled) and ``nonfinite`` (elements).
+            With ``telemetry``, also ``update_norm``, by how much the step moved the parameter, and
+            ``param_norm``, of the parameter as the step left it: 2-norms of what the rule computed,
+            so of the master where there is one, and ahead of any rounding to what is stored. A
+            parameter that the step did not update, for lack of a gradient or because it was
+            skipped, has ``update_norm`` 0 and ``param_norm`` None.
             Empty before the first step that was measured.
 
         Example:
@@ -390,10 +399,13 @@ class FusedOptimizer(Optimizer):
             >>> optimizer.last.norm, optimizer.report()
             (5.0, {'w': {'grad_norm': 5.0, 'nonfinite': 0}})
         """
-        return {
-            name: {"grad_norm": norm, "nonfinite": count}
-            for name, norm, count in self._judging.report()
-        }
+        told = self._judging.told()
+        report: dict[str, dict[str, Any]] = {}
+        for place, (name, norm, count) in enumerate(self._judging.report()):
+            report[name] = {"grad_norm": norm, "nonfinite": count}
+            if told is not None:
+                report[name] |= {"param_norm": told[place][0], "update_norm": told[place][1]}
+        return report
 
     @contextlib.contextmanager
     def scaled_by(self, terms_on: Callable[[str], Terms]) -> Iterator[None]:
@@ -415,8 +427,9 @@ class FusedOptimizer(Optimizer):
         """Return by what this step is judged; None if nothing is measured."""
         own = prepared.terms
         if self._scaling is not None:
-            return self._scaling(prepared.home)._replace(max_norm=own.max_norm)
-        return own if own.max_norm is not None or own.may_skip else None
+            asked = self._scaling(prepared.home)
+            return asked._replace(max_norm=own.max_norm, telemetry=own.telemetry)
+        return None if own.are_idle else own
 
     def before_replay(self, gradients: str = "captured") -> None:
         """Count a step and bring its learning rates and bias corrections to the device.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from lucid_gpu.execution.cuda_outcomes import WINDOW, CudaOutcomes
 from lucid_gpu.execution.mixed_outcomes import MixedOutcomes
@@ -24,7 +25,7 @@ def require_valid(options: Mapping[str, Any]) -> None:
         checks.finite(options, "max_norm")
         if options["max_norm"] <= 0:
             raise ValueError(f"max_norm must be None or > 0, not {options['max_norm']!r}")
-    checks.switches(options, "skip_nonfinite")
+    checks.switches(options, "skip_nonfinite", "telemetry")
 
 
 class Judged(NamedTuple):
@@ -49,6 +50,7 @@ class Judging:
         self._at_once: CpuOutcomes | MixedOutcomes | None = None
         self._later: CudaOutcomes | None = None
         self._of: PreparedStep | None = None
+        self._updated: npt.NDArray[np.bool_] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return counts alone: a copy has measured nothing yet."""
@@ -91,6 +93,7 @@ class Judging:
         if outcome.skipped:
             self.calls += 1
             self.skipped += 1
+            self._updated = None
             if self._first_skip is None:
                 counts = self._at_once.measured()[1].tolist() if terms.measures else []
                 self._first_skip = _described(self.calls, prepared.inputs.names, counts)
@@ -105,6 +108,8 @@ class Judging:
             is_sent: whether its outcome is to be sent to the host: not before it is launched.
         """
         self.calls += 1
+        if terms is not None and self._of is not None:
+            self._updated = self._of.has_gradient
         if terms is not None and self._later is not None:
             self._later.count(terms.may_skip, self.calls)
             if is_sent:
@@ -165,6 +170,18 @@ class Judging:
             norms = np.sqrt(sums) / scale
         return list(zip(self._of.inputs.names, norms.tolist(), counts.tolist(), strict=True))
 
+    def told(self) -> list[tuple[float | None, float]] | None:
+        """Return norm and move of each parameter in the last step; None if it told nothing."""
+        if self._of is None or not self._of.terms.telemetry:
+            return None
+        self.settle()
+        is_skipped = self._last is not None and self._last.skipped
+        updated = None if is_skipped else self._updated
+        return [
+            (float(norm), float(move)) if updated is not None and updated[place] else (None, 0.0)
+            for place, (norm, move) in enumerate(self._of.told())
+        ]
+
     def _judge_later(self, prepared: PreparedStep, outcomes: CudaOutcomes, terms: Terms) -> Judged:
         outcomes.send()  # of a replay
         self._note(outcomes.poll())
@@ -196,7 +213,7 @@ class Judging:
             self._at_once = CpuOutcomes(sizes, dtypes)
         else:
             self._at_once = MixedOutcomes(devices, sizes, dtypes)
-        self._of = prepared
+        self._of, self._updated = prepared, None
 
     def _note(self, skipped: int) -> None:
         """Take in what has arrived: so many steps were skipped."""

@@ -15,7 +15,7 @@ from lucid_gpu.execution.compiled import MISFITS, OTHERS_PRESENT
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.outcome import PLAIN, Handed, terms_of
-from lucid_gpu.execution.plan import TensorGroup
+from lucid_gpu.execution.plan import WATCHED, TensorGroup
 from lucid_gpu.execution.rule import Rule, Storage
 from lucid_gpu.execution.streamed import StreamedExecutor
 from lucid_gpu.optim.core import slots as making
@@ -72,11 +72,13 @@ class PartKind(NamedTuple):
         device: where they are.
         storage: what their arrays are stored as.
         seed: of their random bits.
+        telemetry: whether their steps tell how far they move.
     """
 
     device: str
     storage: Storage
     seed: int
+    telemetry: bool
 
 
 class Part:
@@ -101,7 +103,7 @@ class Part:
         groups: Any,
         count: int,
     ) -> None:
-        self.device, storage, seed = kind
+        self.device, storage, seed, telemetry = kind
         self.tensors = tensors
         self.positions = np.array([tensor.position for tensor in tensors], np.intp)
         self.is_all = len(tensors) == count
@@ -113,6 +115,7 @@ class Part:
             [tensor.variant for tensor in tensors],
             streams,
             seed,
+            telemetry,
         )
         group_of = np.array([tensor.group for tensor in tensors], np.intp)
         self.counts = Counts(rule, groups, group_of, storage)
@@ -252,7 +255,10 @@ class PreparedStep:
         if self.inputs.options_changed():
             if [choice_of(group) for group in groups] != self._choices:
                 return False
-            self.terms = terms_of(groups)
+            terms = terms_of(groups)
+            if terms.telemetry != self.terms.telemetry:
+                return False
+            self.terms = terms
             self.inputs.accept_options()
         self._is_spoiled = True  # until what may raise below is done: then all is looked at anew
         self._keeps_tensors = keeps_tensors
@@ -310,6 +316,15 @@ class PreparedStep:
                 sizes[position], dtypes[position] = tensor.data.size, part.group.storage.grad
                 devices[position] = part.device
         return devices, sizes, dtypes
+
+    def told(self) -> npt.NDArray[np.float64]:
+        """Return norm and move of each parameter in the last step that updated it, a row each."""
+        squares = np.zeros((len(self.inputs.params), len(WATCHED)))
+        for part in self.parts:
+            if part.executor is not None:
+                squares[part.positions] = part.executor.watched()
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(squares)
 
     def gradients(self) -> list[Any]:
         """Return the gradient of each parameter as an array, or None."""
@@ -394,7 +409,7 @@ class PreparedStep:
             storage = storing.storage(self._rule, policy, array.dtype, grad_dtype)
             used = storage.used(self._rule, variant)
             tensor = Tensor(position, group, name, param, array, variant, storage, used)
-            kind = PartKind(device_of(array), storage, policy.seed)
+            kind = PartKind(device_of(array), storage, policy.seed, self.terms.telemetry)
             by_kind.setdefault(kind, []).append(tensor)
         are_named = [not is_positional(group["param_names"]) for group in inputs.groups]
         for kind, tensors in by_kind.items():

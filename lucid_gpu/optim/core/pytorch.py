@@ -23,8 +23,8 @@ from lucid_gpu.optim.core.tree import copy_tree
 _EXECUTION = ("foreach", "fused", "capturable", "differentiable")
 """Options of PyTorch that say how a step runs, not what it computes."""
 
-_STORAGE = ("master", "state_dtype", "seed")
-"""Options of this package that say what arrays are stored as."""
+_OWN = ("master", "state_dtype", "seed", "telemetry")
+"""Options of this package that say what arrays are stored as, and what is told of a step."""
 
 _MASTERS = tuple(name for own in BESIDE.values() for name in own)
 """Slots of this package for which PyTorch has no place."""
@@ -207,7 +207,7 @@ def _torch_slots(slots: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str
 
 
 def _torch_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    options = {key: value for key, value in group.items() if key not in (CLASS, *_STORAGE)}
+    options = {key: value for key, value in group.items() if key not in (CLASS, *_OWN)}
     counterpart = _counterpart(group)
     for option, names in counterpart.spelled.items():
         if option not in options:

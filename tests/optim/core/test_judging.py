@@ -319,6 +319,7 @@ def test_count_hooks_run_for_skipped_steps_too_on_every_device(device, emulated)
         ({"max_norm": -1.0}, "max_norm must be None or > 0, not -1.0"),
         ({"max_norm": math.nan}, "max_norm must be finite, not nan"),
         ({"skip_nonfinite": None}, "skip_nonfinite must be one of False, True, not None"),
+        ({"telemetry": 1}, "telemetry must be one of False, True, not 1"),
     ],
 )
 def test_bounds_are_checked(options, message):

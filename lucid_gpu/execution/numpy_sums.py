@@ -1,4 +1,4 @@
-"""Runs the NumPy twin of a rule of two phases: in blocks that stay in cache, on threads."""
+"""Runs the NumPy twin of a rule where sums are taken: of two phases, or of a step that tells."""
 
 from __future__ import annotations
 
@@ -31,21 +31,26 @@ class _Block(NamedTuple):
     chunk: int
 
 
-class TwoPhaseStep:
-    """Steps NumPy arrays by the twin of their rule. Blocks and threads do not change the result.
+class SummingStep:
+    """Steps NumPy arrays by the twin of their rule, in blocks of whole chunks in C order.
+
+    Blocks and threads do not change the result.
 
     Args:
         tensors: the arrays.
+        watched: where it leaves what a step tells; None for steps that do not.
     """
 
-    def __init__(self, tensors: TensorGroup) -> None:
+    def __init__(self, tensors: TensorGroup, watched: Totals | None = None) -> None:
         self._tensors = tensors
         self._rows = twin.RowValues(tensors)
-        self._totals = Totals(tensors)
+        sizes = [param.size for param in tensors.params]
+        self._totals = Totals(sizes, len(tensors.rule.sums))
+        self._watched = watched
         self._grads: Sequence[Any] = []
         self._present = np.zeros(len(tensors.params), np.bool_)
         self._row_of: list[int] = []
-        self._blocks = list(_blocks([param.size for param in tensors.params]))
+        self._blocks = list(_blocks(sizes))
 
     def take_gradients(self, grads: list[Any], present: npt.NDArray[np.bool_]) -> None:
         """Take the gradients of the next run, and which tensors it is to update."""
@@ -80,9 +85,10 @@ class TwoPhaseStep:
         elements = sum(block.stop - block.start for block in blocks)
         count = max(1, min(most_threads, len(blocks), elements // THREAD_ELEMENTS))
         try:
-            threads.together(count, partial(self._run_blocks, self._measure), deque(blocks))
-            self._totals.fold()
-            threads.together(count, partial(self._run_blocks, self._finish), deque(blocks))
+            if self._tensors.rule.sums:
+                threads.together(count, partial(self._run_blocks, self._measure), deque(blocks))
+                self._totals.fold()
+            threads.together(count, partial(self._run_blocks, self._move), deque(blocks))
         finally:
             self._grads = []
 
@@ -102,22 +108,33 @@ class TwoPhaseStep:
         measured = twin.measure(self._tensors, part.variant, row, part.values)
         if self._tensors.rule.slots_move_first:
             part.write_slots()
-        count = -(-(block.stop - block.start) // CHUNK_ELEMENTS)
-        chunks = np.empty((count, CHUNK_ELEMENTS))
-        flat = chunks.reshape(-1)
-        for own, values in zip(self._totals.chunks, measured, strict=True):
-            flat[: len(values)] = values
-            flat[len(values) :] = 0
-            own[block.chunk : block.chunk + count] = sums.of_squares(chunks)
+        _add_up(self._totals, block, measured)
 
-    def _finish(self, block: _Block, part: _Part) -> None:
-        row = self._rows[self._row_of[block.tensor]]
-        totals = self._totals.totals[block.tensor]
-        size = twin.finish(self._tensors, part.variant, row, totals)
-        twin.update(self._tensors, part.variant, row, part.values, size)
+    def _move(self, block: _Block, part: _Part) -> None:
+        row, rule = self._rows[self._row_of[block.tensor]], self._tensors.rule
+        before = part.values[0].copy() if self._watched is not None else None
+        sizes = []
+        if rule.sums:
+            totals = self._totals.totals[block.tensor]
+            sizes.append(twin.finish(self._tensors, part.variant, row, totals))
+        twin.update(self._tensors, part.variant, row, part.values, *sizes)
+        if self._watched is not None:
+            after = part.values[0]
+            _add_up(self._watched, block, [after, after - before])
         part.write_param()
-        if not self._tensors.rule.slots_move_first:
+        if not (rule.sums and rule.slots_move_first):
             part.write_slots()
+
+
+def _add_up(totals: Totals, block: _Block, kinds: Sequence[Any]) -> None:
+    """Leave the sums of squares of each chunk of a block, for values of each kind."""
+    count = -(-(block.stop - block.start) // CHUNK_ELEMENTS)
+    chunks = np.empty((count, CHUNK_ELEMENTS))
+    flat = chunks.reshape(-1)
+    for own, values in zip(totals.chunks, kinds, strict=True):
+        flat[: len(values)] = values
+        flat[len(values) :] = 0
+        own[block.chunk : block.chunk + count] = sums.of_squares(chunks)
 
 
 class _Part:
