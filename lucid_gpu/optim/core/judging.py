@@ -202,9 +202,9 @@ class Judging:
         """Take in what has arrived: so many steps were skipped."""
         assert self._later is not None
         self._last = self._later.latest or self._last
-        if skipped and self._of is not None:
-            self._of.take_back(skipped)
-            self.skipped += skipped
+        if self._of is not None:
+            self._of.take_back(skipped, self._later.unknown)
+        self.skipped += skipped
 
 
 def _described(call: int, names: Sequence[str], counts: Sequence[int]) -> str:
