@@ -60,6 +60,9 @@ class GradScaler:
     :meth:`state_dict`. For a fused optimizer, :meth:`step` divides, looks, clips and updates in the
     kernels of the step, and ``grad`` stays as it is.
 
+    As in PyTorch, elements are looked at as they are: one that is finite, and overflows where it is
+    divided by a scale below 1, skips no step.
+
     After an ordinary iteration, :meth:`scale`, :meth:`step` of a fused optimizer and :meth:`update`
     may be recorded in a CUDA graph, with the factors and the interval that they then have; or
     :meth:`step` alone, with :meth:`update` after each launch.

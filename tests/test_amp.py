@@ -62,6 +62,24 @@ def test_the_scale_moves_as_pytorchs(device, explicit):
 
 
 @every_device
+def test_what_overflows_only_where_it_is_divided_is_not_looked_at_as_in_pytorch(device):
+    torch = pytest.importorskip("torch")
+    tensor = torch.nn.Parameter(torch.zeros(3))
+    theirs = torch.amp.GradScaler("cpu", init_scale=0.5)
+    theirs.scale(torch.ones(1))
+    tensor.grad = torch.full((3,), 3e38)
+    theirs.step(torch.optim.SGD([tensor], lr=1.0))
+    param = parameter(device, np.float32)
+    param.data = param.data * 0
+    scaler, optimizer = GradScaler(device, init_scale=0.5), SGD([param], lr=1.0)
+    scaler.scale(1.0)
+    set_gradient(param, np.full(3, 3e38))
+    scaler.step(optimizer)
+    assert param.numpy().tolist() == tensor.tolist() == [-math.inf] * 3
+    assert optimizer.skipped == 0
+
+
+@every_device
 def test_a_scale_that_would_overflow_does_not_grow(device):
     param = parameter(device, np.float32)
     scaler = GradScaler(device, init_scale=2.0**127, growth_interval=1)

@@ -8,7 +8,7 @@ import pytest
 
 from lucid_gpu import Parameter
 from lucid_gpu.amp import GradScaler, masters
-from lucid_gpu.device import transfer
+from lucid_gpu.device import gpu, transfer
 from lucid_gpu.execution import cpu_sums, cuda_sums, formats
 from lucid_gpu.optim import LAMB, LARS, SGD, AdamW, NAdam
 
@@ -135,3 +135,109 @@ def test_what_a_step_tells_has_the_bits_of_the_cpu(kind, way):
             reports.append(optimizer.report())
         results.append(reports)
     assert results[0] == results[1]
+
+
+BAD = (2, 3, 7, 21)
+
+
+def gradients(step, number, scale=8.0):
+    values = scale * np.random.default_rng((step, number)).normal(size=SHAPES[number])
+    if step in BAD and number == step % len(SHAPES):
+        values.reshape(-1)[-1] = np.nan
+    return values.astype(np.float32)
+
+
+def made(places, kind):
+    rng = np.random.default_rng(0)
+    params = [
+        Parameter(rng.normal(size=shape).astype(np.float32), device=places[i % len(places)])
+        for i, shape in enumerate(SHAPES)
+    ]
+    return params, kind(params, lr=0.01, max_norm=1.0, skip_nonfinite=True)
+
+
+def results(params, optimizer, scaler=None):
+    told = optimizer.skipped, optimizer.steps_taken, optimizer.first_skip, repr(optimizer.last)
+    state = optimizer.state_dict("cpu")["state"]
+    slots = [np.asarray(v).tobytes() for own in state.values() for _, v in sorted(own.items())]
+    return [param.numpy().tobytes() for param in params], slots, told, scaler and scaler.get_scale()
+
+
+def take(optimizer, scaler):
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def stepped(places, kind, scaled, steps):
+    """Take ordinary steps."""
+    params, optimizer = made(places, kind)
+    scaler = GradScaler(places[0], init_scale=8.0, growth_interval=3) if scaled else None
+    for step in range(steps):
+        for number, param in enumerate(params):
+            param.grad = transfer.copy(gradients(step, number), param.device)
+        if scaler is not None:
+            scaler.scale(1.0)
+        take(optimizer, scaler)
+    return results(params, optimizer, scaler)
+
+
+def replayed(kind, scaled, steps):
+    """Take one ordinary step, and replay it."""
+    stream = gpu.cupy().cuda.Stream(non_blocking=True)
+    with stream:
+        params, optimizer = made(["cuda:0"], kind)
+        scaler = GradScaler("cuda:0", init_scale=8.0, growth_interval=3) if scaled else None
+        if scaler is not None:
+            scaler.scale(1.0)
+        for number, param in enumerate(params):
+            param.grad = transfer.copy(gradients(0, number), "cuda:0")
+        take(optimizer, scaler)
+        stream.begin_capture()
+        take(optimizer, scaler)
+        graph = stream.end_capture()
+        for step in range(1, steps):
+            for number, param in enumerate(params):
+                param.grad[...] = transfer.copy(gradients(step, number), "cuda:0")
+            optimizer.before_replay()
+            graph.launch(stream)
+        return results(params, optimizer, scaler)
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD, LAMB], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_replays_of_measured_steps_have_the_bits_of_the_cpu(kind, scaled):
+    assert replayed(kind, scaled, 40) == stepped(["cpu"], kind, scaled, 40)
+
+
+def test_replays_run_ahead_of_their_outcomes():
+    """Without a look between: the rows for every outcome that the host does not know are right."""
+    stream = gpu.cupy().cuda.Stream(non_blocking=True)
+    with stream:
+        params, optimizer = made(["cuda:0"], AdamW)
+        for number, param in enumerate(params):
+            param.grad = transfer.copy(gradients(0, number), "cuda:0")
+        optimizer.step()
+        stream.begin_capture()
+        optimizer.step()
+        graph = stream.end_capture()
+        kept = [
+            [transfer.copy(gradients(step, number), "cuda:0") for number in range(len(SHAPES))]
+            for step in range(40)
+        ]
+        for step in range(1, 40):
+            for param, values in zip(params, kept[step], strict=True):
+                param.grad[...] = values
+            optimizer.before_replay()
+            graph.launch(stream)
+        assert results(params, optimizer) == stepped(["cpu"], AdamW, False, 40)
+
+
+@pytest.mark.parametrize("places", [["cuda:0", "cuda:1"], ["cpu", "cuda:0"]], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_several_devices_have_one_norm_and_skip_together(places, scaled):
+    if "cuda:1" in places and gpu.count() < 2:
+        pytest.skip("one GPU")
+    assert stepped(places, AdamW, scaled, 24) == stepped(["cpu"], AdamW, scaled, 24)

@@ -435,7 +435,8 @@ class FusedOptimizer(Optimizer):
         """Count a step and bring its learning rates and bias corrections to the device.
 
         Call it before each replay of a CUDA graph in which a step was captured, on the stream on
-        which the graph is launched. It waits for no outcome of a replay before 16 are unknown.
+        which the graph is launched. It waits for no outcome of a replay before 16 are unknown,
+        but for each if the rule hands numbers from step to step.
 
         Args:
             gradients: ``"captured"``: the graph reads the gradients that the parameters had when

@@ -130,12 +130,6 @@ class Judging:
                 "a step that begins to measure gradients cannot be recorded in a CUDA graph: take "
                 "one ordinary step with the same options before capturing"
             )
-        if prepared.needs_exact_counts and terms.may_skip:
-            raise RuntimeError(
-                "a step that must know which ones were skipped before it, such as one whose rule "
-                "hands numbers from step to step, cannot be recorded in a CUDA graph: capture "
-                "forward and backward, and step outside"
-            )
         assert self._later is not None
         self._later.capture(terms)
         return self._later.handed(terms)
@@ -149,9 +143,7 @@ class Judging:
         outcomes = self._later
         if prepared is not self._of or outcomes is None:
             raise RuntimeError("what measures gradients has changed: capture the graph anew")
-        outcomes.send()
-        self._note(outcomes.poll())
-        self._note(outcomes.make_room(min(WINDOW, max(1, prepared.sets))))
+        self._make_room(prepared, outcomes, prepared.sets)
         rows = prepared.rows(outcomes.unknown)
         if terms.measures:
             self._take(prepared, outcomes)
@@ -183,14 +175,25 @@ class Judging:
         ]
 
     def _judge_later(self, prepared: PreparedStep, outcomes: CudaOutcomes, terms: Terms) -> Judged:
-        outcomes.send()  # of a replay
-        self._note(outcomes.poll())
-        self._note(outcomes.make_room(1 if prepared.needs_exact_counts else WINDOW))
+        self._make_room(prepared, outcomes, WINDOW)
         rows = prepared.rows(outcomes.unknown)
         if terms.measures:
             self._take(prepared, outcomes)
         outcomes.judge(terms)
         return Judged(rows, outcomes.handed(terms))
+
+    def _make_room(self, prepared: PreparedStep, outcomes: CudaOutcomes, sets: int) -> None:
+        """Take in what has arrived, and wait for outcomes that the next step has no rows for.
+
+        Args:
+            prepared: what it does.
+            outcomes: those of its device.
+            sets: for how many numbers of skipped steps there may be rows.
+        """
+        outcomes.send()  # that of a replay
+        self._note(outcomes.poll())
+        most = 1 if prepared.needs_exact_counts else min(WINDOW, max(1, sets))
+        self._note(outcomes.make_room(most))
 
     @staticmethod
     def _take(prepared: PreparedStep, outcomes: CudaOutcomes) -> None:
@@ -219,9 +222,9 @@ class Judging:
         """Take in what has arrived: so many steps were skipped."""
         assert self._later is not None
         self._last = self._later.latest or self._last
-        if skipped and self._of is not None:
-            self._of.take_back(skipped)
-            self.skipped += skipped
+        if self._of is not None:
+            self._of.take_back(skipped, self._later.unknown)
+        self.skipped += skipped
 
 
 def _described(call: int, names: Sequence[str], counts: Sequence[int]) -> str:

@@ -126,6 +126,22 @@ class Part:
         return column if self.is_all else column[self.positions]
 
 
+class _Tentative(NamedTuple):
+    """A tensor whose slots are in the state for a step that may turn out to have been skipped.
+
+    Attributes:
+        part: the part that has it.
+        number: its number there.
+        steps: how many it had made before.
+        take_back: takes the slots out of the state.
+    """
+
+    part: Part
+    number: int
+    steps: int
+    take_back: Callable[[], None]
+
+
 class PreparedStep:
     """What one step of a fused optimizer does.
 
@@ -178,6 +194,7 @@ class PreparedStep:
         self._note_presence(np.array([grad is not None for grad in grads], np.bool_))
         self._admitted = np.zeros(len(grads), np.bool_)
         self._waiting: list[tuple[Part, int]] = []
+        self._tentative: list[_Tentative] = []
         self._is_spoiled = False
         self._captured_gradients: list[int | None] = []
         # Gradients that must live until the step is done: those that compiled code reads, and those
@@ -282,7 +299,7 @@ class PreparedStep:
             handed: what the gradients amount to, on each device where they were measured.
         """
         if self._waiting:
-            self._attach()
+            self._attach(_may_skip(handed))
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
@@ -301,10 +318,17 @@ class PreparedStep:
             for part in self.parts
         )
 
-    def take_back(self, skipped: int) -> None:
-        """Uncount steps that turned out to have been skipped."""
-        for part in self.parts:
-            part.counts.take_back(skipped)
+    def take_back(self, skipped: int, unknown: int) -> None:
+        """Uncount steps that turned out to have been skipped.
+
+        Args:
+            skipped: how many.
+            unknown: how many of the last steps may still turn out to have been.
+        """
+        if skipped:
+            for part in self.parts:
+                part.counts.take_back(skipped)
+        self._review(unknown)
 
     def measured(self) -> tuple[list[str], list[int], list[np.dtype[Any]]]:
         """Return device, size and dtype of the gradient of each parameter, as it is or may be."""
@@ -378,6 +402,7 @@ class PreparedStep:
 
     def upload(self, rows: Sequence[Rows], handed: Mapping[str, Handed] = UNMEASURED) -> None:
         """Bring scalars and gradients to the devices for the next replay, and count its step."""
+        self._attach(_may_skip(handed))
         for part, own in zip(self.parts, rows, strict=True):
             if isinstance(part.executor, CudaExecutor):
                 part.executor.upload(own.scalars, own.row_of, _handed(part, own, handed))
@@ -503,15 +528,46 @@ class PreparedStep:
         for tensor in stale:
             making.fill_slot((tensor.slots or {})["master"], tensor.data)
 
-    def _attach(self) -> None:
-        """Put the slots of tensors that were admitted into the state."""
+    def _attach(self, is_tentative: bool) -> None:
+        """Put the slots of tensors that were admitted into the state.
+
+        Args:
+            is_tentative: whether the step for which it is done may turn out to have been skipped.
+        """
+        if not self._waiting:
+            return
         for part, number in self._waiting:
             tensor = part.tensors[number]
-            slots = self._state[tensor.param]
-            slots.update(part.counts.shared(number))
-            slots.update(self.inputs.kept(tensor.position, tensor.slots or {}))
+            own = self.inputs.kept(tensor.position, tensor.slots or {})
+            take_back = self._state.add(tensor.param, {**part.counts.shared(number), **own})
+            if is_tentative:
+                steps = part.counts.steps(number)
+                self._tentative.append(_Tentative(part, number, steps, take_back))
         self._waiting.clear()
         self._version = self._state.version
+        self._state.expect_removal(bool(self._tentative))
+
+    def _review(self, unknown: int) -> None:
+        """Take slots back out of the state whose tensors turned out to have made no step.
+
+        They wait for the next one, as they do on a CPU, where that is known before they are put in.
+
+        Args:
+            unknown: how many of the last steps may turn out to have been skipped.
+        """
+        if not self._tentative or self._state.version is not self._version:
+            return
+        kept = []
+        for each in self._tentative:
+            steps = each.part.counts.steps(each.number)
+            if steps == each.steps:
+                each.take_back()
+                self._waiting.append((each.part, each.number))
+            elif steps - unknown <= each.steps:
+                kept.append(each)
+        self._tentative = kept
+        self._version = self._state.version
+        self._state.expect_removal(bool(kept))
 
     def _note_making(self, param: Any, array: Any) -> None:
         """Note on which stream the data of a parameter was made; of a foreign one, this is new."""
@@ -703,6 +759,11 @@ class PreparedStep:
     def _tensor(self, position: int) -> Tensor:
         part, number = self._place[position]
         return part.tensors[number]
+
+
+def _may_skip(handed: Mapping[str, Handed]) -> bool:
+    """Say whether a step may turn out to have been skipped."""
+    return any(own.sets > 1 for own in handed.values())
 
 
 def _handed(part: Part, rows: Rows, handed: Mapping[str, Handed]) -> Handed:

@@ -110,6 +110,10 @@ class Counts:
         columns = {name: Shared(self._carries[:, i], tensor) for i, name in enumerate(names)}
         return {"step": Shared(self._steps, tensor), **columns}
 
+    def steps(self, tensor: int) -> int:
+        """Return how many steps a tensor has made, if none was skipped that is not known."""
+        return int(self._steps[tensor])
+
     def set_present(self, present: npt.NDArray[np.bool_]) -> None:
         """Note which tensors have a gradient."""
         if present.tobytes() != self._present.tobytes():

@@ -37,17 +37,25 @@ class Watch:
         version: another object after any slot was set or deleted.
         made: see :attr:`State.made`.
         settle_counts: is called before a number that many share is read; None for nothing.
+        is_tentative: whether some slots may be taken back by that, so that it is called before
+            anything is looked at.
     """
 
     def __init__(self) -> None:
         self.version: object = object()
         self.made: set[keep.MadeOn] = set()
         self.settle_counts: Callable[[], None] | None = None
+        self.is_tentative = False
         self._arrivals: list[Callable[[], bool]] = []
 
     def note_change(self) -> None:
         """Tell who cached what was read that a slot was set or deleted."""
         self.version = object()
+
+    def look(self) -> None:
+        """Wait until it is known which slots stay, before one is looked at."""
+        if self.is_tentative and self.settle_counts is not None:
+            self.settle_counts()
 
     def expect(self, arrival: Callable[[], bool]) -> None:
         """See :meth:`State.expect`."""
@@ -84,6 +92,7 @@ class Slots(MutableMapping[str, Any]):
         self.update(values or {})
 
     def __getitem__(self, name: str) -> Any:
+        self._watch.look()
         value = self._values[name]
         if type(value) is Shared:
             if self._watch.settle_counts is not None:
@@ -104,13 +113,26 @@ class Slots(MutableMapping[str, Any]):
         self._watch.note_change()
 
     def __iter__(self) -> Iterator[str]:
+        self._watch.look()
         return iter(self._values)
 
     def __len__(self) -> int:
+        self._watch.look()
         return len(self._values)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    def add(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put values beside those that are there, and return what brings back how it was."""
+        before = dict(self._values)
+        self.update(values)
+        return before
+
+    def bring_back(self, values: dict[str, Any]) -> None:
+        """Have what :meth:`add` returned."""
+        self._values = values
+        self._watch.note_change()
 
 
 class State(MutableMapping[Any, Slots]):
@@ -159,11 +181,32 @@ class State(MutableMapping[Any, Slots]):
         """Have a function called before a step count is read, because it may change; or none."""
         self._watch.settle_counts = settle
 
+    def expect_removal(self, is_tentative: bool) -> None:
+        """Have that function called before anything is looked at, because slots may go; or not."""
+        self._watch.is_tentative = is_tentative
+
+    def add(self, param: Any, values: Mapping[str, Any]) -> Callable[[], None]:
+        """Put values beside those that a parameter has; return what takes them back.
+
+        Nothing is waited for, and an entry that this makes goes with them.
+        """
+        is_new = id(param) not in self._entries
+        entry = self._entries.setdefault(id(param), (param, self.kind(watch=self._watch)))
+        before = entry[1].add(values)
+
+        def take_back() -> None:
+            entry[1].bring_back(before)
+            if is_new and self._entries.get(id(param)) is entry:
+                del self._entries[id(param)]
+
+        return take_back
+
     def settled(self) -> contextlib.AbstractContextManager[None]:
         """Wait for arrays that are on their way once, for all that are read in a ``with`` block."""
         return self._watch.settled()
 
     def __getitem__(self, param: Any) -> Slots:
+        self._watch.look()
         entry = self._entries.get(id(param))
         if entry is None:
             entry = self._entries[id(param)] = (param, self.kind(watch=self._watch))
@@ -179,23 +222,29 @@ class State(MutableMapping[Any, Slots]):
         self._watch.note_change()
 
     def __contains__(self, param: object) -> bool:
+        self._watch.look()
         return id(param) in self._entries
 
     def get(self, param: Any, default: Any = None) -> Any:
         """Return the slots of ``param``, or ``default``; unlike ``state[p]``, makes no entry."""
+        self._watch.look()
         entry = self._entries.get(id(param))
         return default if entry is None else entry[1]
 
     def __iter__(self) -> Iterator[Any]:
+        self._watch.look()
         return iter([param for param, _ in self._entries.values()])
 
     def __len__(self) -> int:
+        self._watch.look()
         return len(self._entries)
 
     def __repr__(self) -> str:
+        self._watch.look()
         return f"State({[dict(slots) for _, slots in self._entries.values()]})"
 
     def __getstate__(self) -> dict[str, Any]:
+        self._watch.look()
         return {"entries": [(param, dict(slots)) for param, slots in self._entries.values()]}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:

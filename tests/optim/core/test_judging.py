@@ -117,6 +117,41 @@ def test_a_skipped_step_equals_no_step(kind, device):
     assert seen[0] == seen[1]
 
 
+@every_rule
+@every_device
+def test_a_skipped_first_step_leaves_no_state(kind, device):
+    params = parameters(device)
+    optimizer = kind(params, skip_nonfinite=True)
+    for step in range(3):
+        set_gradients(params, step, bad=True)
+        optimizer.step()
+    assert params[0] not in optimizer.state
+    assert (len(optimizer.state), optimizer.state_dict()["state"]) == (0, {})
+    seen = []
+    for own, each in ((params, optimizer), (twins := parameters(device), kind(twins))):
+        for step in range(2):
+            set_gradients(own, step)
+            each.step()
+        seen.append(contents(own, each))
+    assert seen[0] == seen[1]
+
+
+@every_device
+def test_a_skipped_step_takes_back_slots_that_were_switched_on_for_it(device):
+    params = parameters(device)
+    optimizer = Adam(params, skip_nonfinite=True)
+    set_gradients(params, 0)
+    optimizer.step()
+    before = contents(params, optimizer)
+    optimizer.param_groups[0]["amsgrad"] = True
+    set_gradients(params, 1, bad=True)
+    optimizer.step()
+    assert contents(params, optimizer) == before
+    set_gradients(params, 2)
+    optimizer.step()
+    assert "max_exp_avg_sq" in optimizer.state[params[0]]
+
+
 @settings(
     max_examples=25,
     deadline=None,
@@ -134,7 +169,7 @@ def test_outcomes_that_arrive_late_change_nothing(emulated, steps, kind):
         params = parameters("cuda:0")
         optimizer = kind(params, skip_nonfinite=True)
         stream = gpu.module("cuda").cuda.get_current_stream()
-        for step, (bad, pieces) in enumerate([(False, 0), *steps]):
+        for step, (bad, pieces) in enumerate(steps):
             for own in (params, expected):
                 set_gradients(own, step, bad)
             known.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,30 +13,29 @@ from hypothesis import strategies as st
 from lucid_gpu.amp import GradScaler
 from lucid_gpu.device import gpu, transfer
 from lucid_gpu.execution.cuda_outcomes import WINDOW
-from lucid_gpu.optim import LAMB, SGD, Adam, AdamW
+from lucid_gpu.optim import LAMB, SGD, Adam, AdamW, AdamWScheduleFree, NAdam
 from lucid_gpu.schedules import Scheduler
 from tests.optim.core.test_judging import contents, parameters, set_gradients
 
 pytestmark = pytest.mark.usefixtures("emulated")
-KINDS = [AdamW, SGD, LAMB]
+KINDS = [AdamW, SGD, LAMB, NAdam, AdamWScheduleFree, partial(SGD, momentum=0.9)]
 
 
 class Replayed:
     """An optimizer on a GPU, its step in a graph, and its twin on the CPU."""
 
-    def __init__(self, kind, dtype=np.float32, scaler=False, groups=1, **options):
+    def __init__(self, kind, scaler=False, groups=1, is_first_bad=False, **options):
         self.stream = gpu.module("cuda").cuda.Stream(non_blocking=True)
         self.pinned = []
         self.sides = []
         with self.stream:
             for device in ("cuda:0", "cpu"):
-                params = parameters(device, dtype)
+                params = parameters(device)
                 given = [{"params": params[i::groups]} for i in range(groups)]
                 own = GradScaler(device, init_scale=8.0, growth_interval=3) if scaler else None
                 self.sides.append((params, kind(given, **options), own))
             self.params, self.optimizer, self.scaler = self.sides[0]
-            self.eager(0)
-            self.optimizer.skipped  # noqa: B018 - waits
+            self.eager(0, is_first_bad)
             self.capture()
 
     def eager(self, number, bad=False):
@@ -129,6 +129,16 @@ def test_replays_with_outcomes_that_arrive_late_are_ordinary_steps(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_ordinary_step_ahead_of_the_capture_may_be_skipped(kind):
+    run = Replayed(kind, scaler=True, is_first_bad=True)
+    run.replay(1, bad=True)
+    assert len(run.optimizer.state) == 0
+    for number in range(2, 5):
+        run.replay(number, bad=number == 3)
+    run.require_equal()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_that_moved_are_measured_if_told_to(kind):
     run = Replayed(kind, max_norm=0.5, skip_nonfinite=True)
     for number in range(1, 6):
@@ -143,6 +153,7 @@ def test_gradients_that_moved_are_measured_if_told_to(kind):
 
 def test_a_replay_waits_for_no_outcome_before_the_window_is_full(emulated):
     run = Replayed(Adam, skip_nonfinite=True)
+    run.optimizer.skipped  # noqa: B018 - waits
     emulated.lazy = True
     try:
         before = emulated.record.synchronizations
