@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, Self, TypeAlias
 
 from lucid_gpu.averages.rule import Averaging
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.optim.core import checks, groups
 from lucid_gpu.optim.core.optimizer import Optimizer
@@ -176,8 +176,9 @@ class Average:
         ]
         for array, source, name in pairs:
             require(misfits(f"the average of {name!r}", source, array, "shape", "dtype"))
-        for array, source, _ in pairs:
+        for array, source, name in pairs:
             transfer.copy_into(array, source)
+            torch_tensors.note_write(targets[name])
 
     def to(self, device: str) -> Self:
         """Move the averages to a device, as ``optimizer.to(device)`` does parameters; return self.
@@ -276,11 +277,13 @@ class Average:
         return arrays
 
     def _exchange(self) -> None:
-        for own, array in zip(self._averages, self._arrays(), strict=True):
+        params = self._params.values()
+        for own, array, param in zip(self._averages, self._arrays(), params, strict=True):
             with gpu.on(own.device):
                 held = array.copy()
                 array[...] = own.data
                 own.data[...] = held
+            torch_tensors.note_write(param)
 
     def _refuse(self, method: str) -> None:
         if self._is_swapped:
