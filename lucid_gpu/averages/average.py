@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, Self, TypeAlias
 
 from lucid_gpu.averages.rule import Averaging
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import as_array, device_of
 from lucid_gpu.optim.core import checks, groups, slots
 from lucid_gpu.optim.core.optimizer import Optimizer
@@ -188,8 +188,9 @@ class Average:
             dtype = None if source.dtype == array.dtype else computing(array.dtype)
             label = f"the average of {name!r}"
             require(misfits(label, source, array, "shape", "dtype", dtype=dtype))
-        for array, source, _ in pairs:
+        for array, source, name in pairs:
             slots.fill_slot(array, source)
+            torch_tensors.note_write(targets[name])
 
     def to(self, device: str) -> Self:
         """Move the averages to a device, as ``optimizer.to(device)`` does parameters; return self.
@@ -289,7 +290,10 @@ class Average:
         return arrays
 
     def _exchange(self) -> None:
-        for name, own, array in zip(self._params, self._averages, self._arrays(), strict=True):
+        arrays = self._arrays()
+        for (name, param), own, array in zip(
+            self._params.items(), self._averages, arrays, strict=True
+        ):
             with gpu.on(own.device):
                 if array.dtype == own.dtype:
                     held = array.copy()
@@ -300,6 +304,7 @@ class Average:
                 else:
                     self._held[name] = array.copy()
                     slots.fill_slot(array, own.data)
+            torch_tensors.note_write(param)
 
     def _refuse(self, method: str) -> None:
         if self._is_swapped:

@@ -101,15 +101,27 @@ def from_array(array: Any) -> Any:
     return tensor.view(torch.bfloat16) if is_brain_float else tensor
 
 
+def resolved(tensor: Any) -> Any:
+    """Return a tensor whose memory holds its values: a copy where they are the negative ones."""
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
 def advice(tensor: Any) -> str:
     """Return what an error says of a tensor that is no array: what is wrong with it, what to do."""
     torch = module()
     if tensor.layout is not torch.strided:
         kind = str(tensor.layout).removeprefix("torch.")
         return f" of layout {kind} (make it dense: .to_dense(), or sparse=False in nn.Embedding)"
+    if tensor.is_neg():
+        return " whose memory holds the negative of its values (pass its resolve_neg())"
     if tensor.device.type == "meta":
         return " on device meta, which has no memory (materialize the module with to_empty() first)"
     return f" of {tensor.dtype} on device {tensor.device} (make it float32 or float64 on cpu, cuda)"
+
+
+def has_version(value: Any) -> bool:
+    """Say whether PyTorch counts writes in place to a value: to tensors but those of inference."""
+    return is_tensor(value) and not value.is_inference()
 
 
 class Versions:
@@ -136,6 +148,12 @@ class Versions:
 
     def _total(self) -> int:
         return sum(map(_version_of, self._tensors))  # each only grows
+
+
+def note_write(param: Any) -> None:
+    """Tell autograd that what a parameter holds was written, if it is a tensor."""
+    if is_tensor(param):
+        note_writes(parts(param))
 
 
 def note_writes(tensors: Sequence[Any]) -> None:

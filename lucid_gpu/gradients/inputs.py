@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lucid_gpu.device import gpu
+from lucid_gpu.device import gpu, torch_tensors
 from lucid_gpu.device.arrays import as_array, device_of, is_writable, kind_of
 from lucid_gpu.execution import sums
 from lucid_gpu.optim.core.checks import python_number
@@ -19,7 +19,8 @@ def gradients_of(parameters: Any, what: str, is_written: bool) -> tuple[list[str
     """Return names and gradients, None for those that are absent; no gradients if all are.
 
     Args:
-        parameters: an optimizer, a parameter, or an iterable of parameters or named ones.
+        parameters: an optimizer, also of PyTorch, a parameter, or an iterable of parameters or
+            named ones.
         what: the function that asks.
         is_written: whether it changes them.
 
@@ -42,6 +43,8 @@ def gradients_of(parameters: Any, what: str, is_written: bool) -> tuple[list[str
     gpu.refuse_capture(what, homes)
     if is_written:
         _require_apart(names, grads)
+        for _, param in pairs:
+            torch_tensors.note_write(param.grad)
     return names, grads if homes else []
 
 
@@ -53,6 +56,16 @@ def named_parameters(parameters: Any) -> list[tuple[str, Any]]:
     """
     if isinstance(parameters, Optimizer):
         return [pair for group in parameters.param_groups for pair in named(group)]
+    if hasattr(parameters, "param_groups"):  # of PyTorch, whose groups may have no names
+        parameters = [
+            each
+            for group in parameters.param_groups
+            for each in (
+                zip(group["param_names"], group["params"], strict=True)
+                if group.get("param_names")
+                else group["params"]
+            )
+        ]
     items = [parameters] if is_parameter(parameters) else None
     if items is None:
         items = listed(parameters, "parameters", "parameters, or an optimizer")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lucid_gpu import Parameter, amp, optim
+from lucid_gpu.gradients import clip_grad_norm_
 from tests.torch.support import assert_close, everything, parameters, set_gradients, torch, values
 
 ours = pytest.importorskip("lucid_gpu.torch")
@@ -175,6 +176,25 @@ def test_the_scaler_of_this_package_and_pytorchs_give_the_same_bits():
             each.update()
     assert theirs.get_scale() == own.get_scale()
     assert values(tensors) == [array.data.tobytes() for array in arrays]
+
+
+@pytest.mark.parametrize("name", [None, "w"])
+def test_an_optimizer_of_pytorchs_kind_is_clipped_and_scaled_by_this_package_too(name):
+    (own,), (theirs,) = parameters((3,)), parameters((3,))
+    optimizer = ours.SGD([own] if name is None else [(name, own)], lr=0.5)
+    scaler = amp.GradScaler("cpu", 8.0)
+    scaler.scale(1.0)
+    for bad in (False, True):
+        own.grad = theirs.grad * 8
+        own.grad[0] *= torch.inf if bad else 1.0
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(optimizer, 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+    torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+    torch.optim.SGD([theirs], lr=0.5).step()
+    assert_close([own], [theirs])
+    assert scaler.get_scale() == 4.0
 
 
 def test_without_gradients_nothing_steps_and_the_scaler_says_so():

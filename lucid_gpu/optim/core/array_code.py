@@ -135,8 +135,7 @@ class ArrayOptimizer(Optimizer):
             t = slots.get("step", 0) + 1
             self._update(tensor, t)
             slots["step"] = t
-            if torch_tensors.is_tensor(tensor.param):
-                torch_tensors.note_writes(torch_tensors.parts(tensor.param))
+            torch_tensors.note_write(tensor.param)
         self._is_torn = False
         self._written = {**(self._written or {}), **_masters(tensors)}
         return result

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_gpu.device import gpu, transfer
+from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import device_of
 from lucid_gpu.optim.core.tensors import Tensor, misfits, require, require_apart, unstrange
 
@@ -76,6 +76,7 @@ class FlatVector:
         with gpu.on(self.home):
             for tensor, (start, stop) in zip(self._tensors, pairwise(ends), strict=True):
                 tensor.data[...] = elements[start:stop].reshape(tensor.data.shape)
+                torch_tensors.note_write(tensor.param)
 
     def numbers(self, *values: Any) -> list[float]:
         """Return numbers of the device as Python's, all of them in one copy."""

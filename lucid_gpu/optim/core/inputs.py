@@ -153,7 +153,7 @@ class Inputs:
 
     def watch(self, positions: Sequence[int]) -> None:
         """Watch tensors of PyTorch among these parameters for writes by others from now on."""
-        own = [i for i in positions if torch_tensors.is_tensor(self.params[i])]
+        own = [i for i in positions if torch_tensors.has_version(self.params[i])]
         self._watched = np.array(own, np.intp)
         self._versions = torch_tensors.Versions([self.params[i] for i in own]) if own else None
 

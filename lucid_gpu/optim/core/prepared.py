@@ -534,8 +534,6 @@ class PreparedStep:
         Args:
             is_tentative: whether the step for which it is done may turn out to have been skipped.
         """
-        if not self._waiting:
-            return
         for part, number in self._waiting:
             tensor = part.tensors[number]
             own = self.inputs.kept(tensor.position, tensor.slots or {})

@@ -89,8 +89,7 @@ class ScheduleFree(FusedOptimizer):
                 if "z" in slots:
                     arrays = {n: as_array(slots[n]) for n in ("z", "master") if n in slots}
                     _exchange(as_array(param.data), arrays, weight, train_mode)
-                    if torch_tensors.is_tensor(param):
-                        torch_tensors.note_writes(torch_tensors.parts(param))
+                    torch_tensors.note_write(param)
             group["train_mode"] = train_mode
         self._is_torn = False
 

@@ -52,6 +52,10 @@ class TorchInputs(Inputs):
         arrays = [*map(as_array, tensors)]
         self._readable = [i for i, array in enumerate(arrays) if array is not None]
         self._are_readable = len(self._readable) == count
+        # Of more elements, a gradient whose sign PyTorch has put off is not contiguous.
+        self._may_be_negative = [
+            i for i, array in enumerate(arrays) if array is not None and array.size == 1
+        ]
         self._types = self._gradient_types(arrays)
         self._made_of = [own and getattr(torch, own.name, None) for own in self._types]
         kinds = [
@@ -159,6 +163,9 @@ class TorchInputs(Inputs):
 
     def _grads(self) -> list[Any]:
         grads = [param.grad for param in self.params]
+        for position in self._may_be_negative:
+            if grads[position] is not None:
+                grads[position] = torch_tensors.resolved(grads[position])
         return grads if self._are_whole else [*map(self._part, range(len(grads)), grads)]
 
     def _look(self, tensors: Sequence[Any]) -> tuple[npt.NDArray[np.uint64], list[Any]]:

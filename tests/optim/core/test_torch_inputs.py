@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import lucid_gpu
 from lucid_gpu import Parameter, optim
+from lucid_gpu.averages import Average
 from lucid_gpu.checkpoint import Checkpointer
 from lucid_gpu.device.arrays import STRIDED
+from lucid_gpu.gradients import clip_grad_norm_
 from lucid_gpu.optim.core.torch_inputs import DENSE, TorchInputs
 from tests import rules
 
@@ -159,6 +161,63 @@ def test_autograd_is_told_of_the_write_by_array_code_and_averages_too():
     averaged.step()
     averaged.eval()
     assert param._version == 3
+
+
+def test_autograd_is_told_of_the_write_by_all_that_writes_to_parameters():
+    """Row 4b of docs/contract.md."""
+    (param,) = tensors((3,))
+    average = Average([param])
+    average.update()
+    with average.swap():
+        assert param._version == 1
+    assert param._version == 2
+    average.copy_to()
+    assert param._version == 3
+
+    def loss():
+        value = ((param - 2) ** 2).sum()
+        (param.grad,) = torch.autograd.grad(value, [param])
+        return value
+
+    optim.LBFGS([param]).step(loss)
+    assert param._version > 3
+    version = param.grad._version
+    clip_grad_norm_([param], 1e-3)
+    assert param.grad._version == version + 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_gradient_whose_sign_pytorch_puts_off_is_read_with_it(shape, either_code):
+    real, imaginary = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizer = optim.SGD([real, imaginary], lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.complex(real, imaginary).backward(torch.full(shape, 1 + 1j).conj())
+        assert imaginary.grad.is_neg()
+        optimizer.step()
+    assert (real.item(), imaginary.item()) == (-2.0, 4.0)
+
+
+def test_a_gradient_of_more_elements_whose_sign_is_put_off_is_refused_with_the_remedy(either_code):
+    (param,) = tensors((3,))
+    optimizer = optim.SGD([param])
+    optimizer.step()
+    param.grad = torch.ones(3, dtype=torch.complex64).conj().imag
+    before = param.detach().clone()
+    with pytest.raises(ValueError, match=r"negative of its values \(pass its resolve_neg\(\)\)"):
+        optimizer.step()
+    assert torch.equal(param.detach(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tensor_of_inference_steps_though_its_writes_are_not_counted(dtype, either_code):
+    with torch.inference_mode():
+        param = torch.nn.Parameter(torch.ones(3, dtype=dtype), requires_grad=False)
+    param.grad = torch.ones(3, dtype=dtype)
+    optimizer = optim.SGD([param], lr=0.5)
+    optimizer.step()
+    optimizer.step()
+    assert param.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_state_is_saved_and_loaded(either_code):
