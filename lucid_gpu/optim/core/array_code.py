@@ -12,9 +12,9 @@ from lucid_gpu.device import gpu, torch_tensors, transfer
 from lucid_gpu.device.arrays import address, device_of, is_array, kind_of
 from lucid_gpu.execution import formats
 from lucid_gpu.execution.rule import no_fills
+from lucid_gpu.optim.core import masters
 from lucid_gpu.optim.core import slots as making
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
-from lucid_gpu.optim.core.prepared import MASTER_FILLS, warn_stale
 from lucid_gpu.optim.core.tensors import (
     Declared,
     Tensor,
@@ -213,7 +213,7 @@ class ArrayOptimizer(Optimizer):
         """Give every tensor the slots that its step uses; those that it lacks are made."""
         stale = {tensor.position: tensor.name for tensor in tensors if self._is_stale(tensor)}
         if stale:
-            warn_stale(list(stale.values()))
+            masters.warn_stale(list(stale.values()))
         for tensor in tensors:
             kept = self.state.get(tensor.param, {})
             shapes = self._shapes(tensor, self.param_groups[tensor.group])
@@ -228,7 +228,7 @@ class ArrayOptimizer(Optimizer):
                 if tensor.slots[name] is None and shape != tensor.data.shape:
                     with gpu.on(home):
                         tensor.slots[name] = gpu.module(home).zeros(shape, tensor.used[name])
-        fills = [{**self.fills(group), **MASTER_FILLS} for group in self.param_groups]
+        fills = [{**self.fills(group), **masters.FILLS} for group in self.param_groups]
         making.provide(tensors, fills, None)
 
     def _is_stale(self, tensor: Tensor) -> bool:

@@ -12,7 +12,8 @@ from lucid_gpu.execution.rule import BFLOAT16
 
 if TYPE_CHECKING:
     from lucid_gpu.execution.rule import Rule, Storage
-    from lucid_gpu.optim.core.prepared import Part, PreparedStep
+    from lucid_gpu.optim.core.parts import Part
+    from lucid_gpu.optim.core.prepared import PreparedStep
     from lucid_gpu.optim.core.tensors import Tensor
 
 

@@ -20,8 +20,9 @@ from lucid_gpu.optim.core.groups import named
 from lucid_gpu.optim.core.inputs import Inputs
 from lucid_gpu.optim.core.judging import Judging
 from lucid_gpu.optim.core.optimizer import Optimizer, evaluate
+from lucid_gpu.optim.core.parts import Choice
 from lucid_gpu.optim.core.placement import HOST
-from lucid_gpu.optim.core.prepared import UNMEASURED, Choice, PreparedStep
+from lucid_gpu.optim.core.prepared import UNMEASURED, PreparedStep
 from lucid_gpu.optim.core.tensors import Declared, numeric, require
 from lucid_gpu.optim.core.torch_inputs import TorchInputs
 

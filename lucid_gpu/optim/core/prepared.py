@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +14,15 @@ from lucid_gpu.execution.compiled import MISFITS, OTHERS_PRESENT
 from lucid_gpu.execution.cpu import CpuExecutor
 from lucid_gpu.execution.cuda import CudaExecutor
 from lucid_gpu.execution.outcome import PLAIN, Handed, terms_of
-from lucid_gpu.execution.plan import WATCHED, TensorGroup
-from lucid_gpu.execution.rule import Rule, Storage
+from lucid_gpu.execution.plan import WATCHED
+from lucid_gpu.execution.rule import Rule
 from lucid_gpu.execution.streamed import StreamedExecutor
+from lucid_gpu.optim.core import masters, storing
 from lucid_gpu.optim.core import slots as making
-from lucid_gpu.optim.core import storing
-from lucid_gpu.optim.core.groups import is_positional, warn_caller
 from lucid_gpu.optim.core.inputs import Inputs
-from lucid_gpu.optim.core.rows import Counts, Rows
-from lucid_gpu.optim.core.storing import Policy
+from lucid_gpu.optim.core.newcomers import Newcomers
+from lucid_gpu.optim.core.parts import Choice, Executor, Part, grouped
+from lucid_gpu.optim.core.rows import Rows
 from lucid_gpu.optim.core.tensors import (
     TRAINABLE,
     Tensor,
@@ -46,100 +45,6 @@ if TYPE_CHECKING:
 
 UNMEASURED: Mapping[str, Handed] = {}
 """What a step is handed for which nothing was measured."""
-
-MASTER_FILLS = {"master": "param"}
-"""What the slots of the frame begin with, where that is not 0."""
-
-Executor: TypeAlias = CpuExecutor | CudaExecutor
-
-
-class Choice(NamedTuple):
-    """What the options of a group ask for.
-
-    Attributes:
-        variant: of the rule.
-        policy: what arrays are stored as.
-    """
-
-    variant: Any
-    policy: Policy
-
-
-class PartKind(NamedTuple):
-    """What the tensors of a part have in common.
-
-    Attributes:
-        device: where they are.
-        storage: what their arrays are stored as.
-        seed: of their random bits.
-        telemetry: whether their steps tell how far they move.
-    """
-
-    device: str
-    storage: Storage
-    seed: int
-    telemetry: bool
-
-
-class Part:
-    """The tensors of one device and storage, and what steps them.
-
-    Attributes:
-        device: where they are.
-        tensors: those of the parameters that may step.
-        positions: of each among all parameters.
-        is_all: whether all parameters are among them.
-        group: their arrays, as the executor sees them.
-        counts: how many steps each has made.
-        executor: what runs them; None until the first step.
-    """
-
-    def __init__(
-        self,
-        rule: Rule,
-        kind: PartKind,
-        tensors: list[Tensor],
-        streams: list[int],
-        groups: Any,
-        count: int,
-    ) -> None:
-        self.device, storage, seed, telemetry = kind
-        self.tensors = tensors
-        self.positions = np.array([tensor.position for tensor in tensors], np.intp)
-        self.is_all = len(tensors) == count
-        self.group = TensorGroup(
-            rule,
-            storage,
-            [tensor.data for tensor in tensors],
-            [None] * len(tensors),
-            [tensor.variant for tensor in tensors],
-            streams,
-            seed,
-            telemetry,
-        )
-        group_of = np.array([tensor.group for tensor in tensors], np.intp)
-        self.counts = Counts(rule, groups, group_of, storage)
-        self.executor: Executor | None = None
-
-    def of(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return from a column of all parameters what belongs to its tensors."""
-        return column if self.is_all else column[self.positions]
-
-
-class _Tentative(NamedTuple):
-    """A tensor whose slots are in the state for a step that may turn out to have been skipped.
-
-    Attributes:
-        part: the part that has it.
-        number: its number there.
-        steps: how many it had made before.
-        take_back: takes the slots out of the state.
-    """
-
-    part: Part
-    number: int
-    steps: int
-    take_back: Callable[[], None]
 
 
 class PreparedStep:
@@ -188,13 +93,16 @@ class PreparedStep:
         self.terms = terms_of(inputs.groups)
         self.parts: list[Part] = []
         self._place: dict[int, tuple[Part, int]] = {}
-        self._group_tensors()
+        for part in grouped(rule, inputs, self._choices, self.terms.telemetry):
+            self.parts.append(part)
+            for number, tensor in enumerate(part.tensors):
+                self._place[tensor.position] = part, number
+                self._note_making(tensor.param, tensor.data)
         grads = self.inputs.gradients()
         self.home = min((part.device for part in self.parts), default="cpu")
         self._note_presence(np.array([grad is not None for grad in grads], np.bool_))
         self._admitted = np.zeros(len(grads), np.bool_)
-        self._waiting: list[tuple[Part, int]] = []
-        self._tentative: list[_Tentative] = []
+        self._newcomers = Newcomers(inputs, state)
         self._is_spoiled = False
         self._captured_gradients: list[int | None] = []
         # Gradients that must live until the step is done: those that compiled code reads, and those
@@ -206,7 +114,7 @@ class PreparedStep:
         self.streamed: list[StreamedExecutor] = []
         self._on_cpu: list[tuple[Part, CpuExecutor]] = []
         self._are_all_on_cpu = False
-        self._known = {} if previous is None else previous.known_masters()
+        self._known = {} if previous is None else masters.known(previous.tensors())
         with state.settled():
             self._check(np.flatnonzero(self.has_gradient).tolist(), grads)
         self._version = state.version
@@ -298,8 +206,7 @@ class PreparedStep:
             rows: the scalars.
             handed: what the gradients amount to, on each device where they were measured.
         """
-        if self._waiting:
-            self._attach(_may_skip(handed))
+        self._enter(handed)
         for executor in self.streamed:
             self._state.expect(executor.arrive)
         for part, own in zip(self.parts, rows, strict=True):
@@ -328,7 +235,9 @@ class PreparedStep:
         if skipped:
             for part in self.parts:
                 part.counts.take_back(skipped)
-        self._review(unknown)
+        if self._state.version is self._version:
+            self._newcomers.review(unknown)
+            self._version = self._state.version
 
     def measured(self) -> tuple[list[str], list[int], list[np.dtype[Any]]]:
         """Return device, size and dtype of the gradient of each parameter, as it is or may be."""
@@ -349,6 +258,11 @@ class PreparedStep:
                 squares[part.positions] = part.executor.watched()
         with np.errstate(invalid="ignore"):
             return np.sqrt(squares)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors of all parts."""
+        for part in self.parts:
+            yield from part.tensors
 
     def gradients(self) -> list[Any]:
         """Return the gradient of each parameter as an array, or None."""
@@ -402,7 +316,7 @@ class PreparedStep:
 
     def upload(self, rows: Sequence[Rows], handed: Mapping[str, Handed] = UNMEASURED) -> None:
         """Bring scalars and gradients to the devices for the next replay, and count its step."""
-        self._attach(_may_skip(handed))
+        self._enter(handed)
         for part, own in zip(self.parts, rows, strict=True):
             if isinstance(part.executor, CudaExecutor):
                 part.executor.upload(own.scalars, own.row_of, _handed(part, own, handed))
@@ -417,33 +331,6 @@ class PreparedStep:
     def _addresses(self) -> list[int | None]:
         grads = map(unstrange, self.inputs.gradients())
         return [None if grad is None else address(grad) for grad in grads]
-
-    def _group_tensors(self) -> None:
-        inputs = self.inputs
-        by_kind: dict[PartKind, list[Tensor]] = {}
-        for position, (name, param, data) in enumerate(
-            zip(inputs.names, inputs.params, inputs.data, strict=True)
-        ):
-            array = numeric(data)
-            if array is None:
-                continue  # without a gradient, it may be anything
-            group = int(inputs.group_of[position])
-            self._note_making(param, array)
-            variant, policy = self._choices[group]
-            grad_dtype = storing.gradient_dtype(param, array.dtype)
-            storage = storing.storage(self._rule, policy, array.dtype, grad_dtype)
-            used = storage.used(self._rule, variant)
-            tensor = Tensor(position, group, name, param, array, variant, storage, used)
-            kind = PartKind(device_of(array), storage, policy.seed, self.terms.telemetry)
-            by_kind.setdefault(kind, []).append(tensor)
-        are_named = [not is_positional(group["param_names"]) for group in inputs.groups]
-        for kind, tensors in by_kind.items():
-            streams = [_stream(tensor, are_named[tensor.group]) for tensor in tensors]
-            count = len(inputs.params)
-            part = Part(self._rule, kind, tensors, streams, inputs.groups, count)
-            self.parts.append(part)
-            for number, tensor in enumerate(tensors):
-                self._place[tensor.position] = part, number
 
     def _check(self, positions: Sequence[int], grads: Sequence[Any]) -> None:
         """Raise if parameters that have their first gradient cannot step."""
@@ -473,14 +360,14 @@ class PreparedStep:
             }
             used = self._rule.used_slots(tensor.variant)
             lacking.append(any(kept.get(name) is None for name in used))
-        self._renew_masters([tensor for tensor in tensors if self._is_stale(tensor)])
-        fills = [{**self._rule.fills(group), **MASTER_FILLS} for group in self.inputs.groups]
+        masters.renew([own for own in tensors if masters.is_stale(own, self._known)])
+        fills = [{**self._rule.fills(group), **masters.FILLS} for group in self.inputs.groups]
         making.provide(tensors, fills, self._host_memory, self.inputs.zeros)
         for tensor, lacks in zip(tensors, lacking, strict=True):
             part, number = self._place[tensor.position]
             part.group.slots[number] = tuple((tensor.slots or {}).values())
             part.counts.admit(number, self._state.get(tensor.param, {}), lacks)
-            self._waiting.append((part, number))
+            self._newcomers.add(part, number)
         self._admitted[positions] = True
         known = [self._tensor(position) for position in np.flatnonzero(self._admitted).tolist()]
         self.inputs.watch([own.position for own in known if "master" in (own.slots or {})])
@@ -488,84 +375,11 @@ class PreparedStep:
     def _as_stored(self, tensor: Tensor, name: str, array: Any) -> Any:
         return None if array is None else making.cast(array, tensor.used[name])
 
-    def known_masters(self) -> dict[int, tuple[Any, Any]]:
-        """Return, for each parameter that is split, its data and the slot that belongs to it."""
-        return {
-            id(tensor.param): (tensor.data, tensor.slots["master_low"])
-            for part in self.parts
-            for tensor in part.tensors
-            if tensor.slots is not None and "master_low" in tensor.slots
-        }
-
-    def _is_stale(self, tensor: Tensor) -> bool:
-        """Say whether a parameter was given other values than its master has."""
-        slots = tensor.slots or {}
-        if slots.get("master") is not None:
-            return making.is_stale(slots["master"], tensor.data)
-        data, low = self._known.get(id(tensor.param), (None, None))
-        return low is not None and low is slots.get("master_low") and data is not tensor.data
-
-    def _renew_masters(self, tensors: Sequence[Tensor]) -> None:
-        """Have the masters of tensors made anew whose parameters were given other values."""
-        for tensor in tensors:
-            for name in tensor.storage.beside if tensor.storage is not None else ():
-                (tensor.slots or {})[name] = None
-        told = [tensor.name for tensor in tensors if "master" in (tensor.slots or {})]
-        if told:
-            warn_stale(told)
-
-    def _follow_data(self, tensors: Sequence[Tensor]) -> None:
-        """Have what lies beside parameters follow data that was replaced or written by others."""
-        stale = []
-        for tensor in tensors:
-            slots = tensor.slots or {}
-            if "master_low" in slots:
-                making.fill_slot(slots["master_low"], 0)
-            elif "master" in slots and making.is_stale(slots["master"], tensor.data):
-                stale.append(tensor)
-        if stale:
-            warn_stale([tensor.name for tensor in stale])
-        for tensor in stale:
-            making.fill_slot((tensor.slots or {})["master"], tensor.data)
-
-    def _attach(self, is_tentative: bool) -> None:
-        """Put the slots of tensors that were admitted into the state.
-
-        Args:
-            is_tentative: whether the step for which it is done may turn out to have been skipped.
-        """
-        for part, number in self._waiting:
-            tensor = part.tensors[number]
-            own = self.inputs.kept(tensor.position, tensor.slots or {})
-            take_back = self._state.add(tensor.param, {**part.counts.shared(number), **own})
-            if is_tentative:
-                steps = part.counts.steps(number)
-                self._tentative.append(_Tentative(part, number, steps, take_back))
-        self._waiting.clear()
-        self._version = self._state.version
-        self._state.expect_removal(bool(self._tentative))
-
-    def _review(self, unknown: int) -> None:
-        """Take slots back out of the state whose tensors turned out to have made no step.
-
-        They wait for the next one, as they do on a CPU, where that is known before they are put in.
-
-        Args:
-            unknown: how many of the last steps may turn out to have been skipped.
-        """
-        if not self._tentative or self._state.version is not self._version:
-            return
-        kept = []
-        for each in self._tentative:
-            steps = each.part.counts.steps(each.number)
-            if steps == each.steps:
-                each.take_back()
-                self._waiting.append((each.part, each.number))
-            elif steps - unknown <= each.steps:
-                kept.append(each)
-        self._tentative = kept
-        self._version = self._state.version
-        self._state.expect_removal(bool(kept))
+    def _enter(self, handed: Mapping[str, Handed]) -> None:
+        """Put the slots of tensors on their first step into the state."""
+        if self._newcomers.are_waiting:
+            self._newcomers.enter(any(own.sets > 1 for own in handed.values()))
+            self._version = self._state.version
 
     def _note_making(self, param: Any, array: Any) -> None:
         """Note on which stream the data of a parameter was made; of a foreign one, this is new."""
@@ -602,9 +416,8 @@ class PreparedStep:
             tensor.data = part.group.params[number] = array
             renewed.setdefault(id(part), (part, []))[1].append(number)
         # A split parameter needs no watch: its lower half changes what was written by half a bit.
-        self._follow_data(
-            [self._tensor(position) for position in dict.fromkeys([*moved, *written])]
-        )
+        others = dict.fromkeys([*moved, *written])
+        masters.follow([self._tensor(position) for position in others])
         if moved:
             admitted = np.flatnonzero(self._admitted).tolist()
             require_apart([self._tensor(position) for position in admitted])
@@ -759,28 +572,7 @@ class PreparedStep:
         return part.tensors[number]
 
 
-def _may_skip(handed: Mapping[str, Handed]) -> bool:
-    """Say whether a step may turn out to have been skipped."""
-    return any(own.sets > 1 for own in handed.values())
-
-
 def _handed(part: Part, rows: Rows, handed: Mapping[str, Handed]) -> Handed:
     """Return what the tensors of a part are handed of the outcome of their step."""
     own = handed.get(part.device)
     return PLAIN if own is None else own._replace(stride=rows.stride)
-
-
-def warn_stale(names: Sequence[str]) -> None:
-    """Warn that parameters were given values that their masters do not have."""
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    warn_caller(
-        f"the data of {', '.join(map(repr, names[:8]))}{more} was replaced or written to, so that "
-        "the float32 master kept of it was stale: it was made anew from the data; load the state "
-        "that belongs to it with load_state_dict() to keep the exact values"
-    )
-
-
-def _stream(tensor: Tensor, is_named: bool) -> int:
-    """Return by which number the random bits of a tensor are told from those of others."""
-    number = zlib.crc32(tensor.name.encode()) if is_named else tensor.position
-    return (number & 0xFFFFFF) << 8
