@@ -36,7 +36,8 @@ class Scheduler:
         every: ``"step"`` ticks with the optimizer: once for each of its steps, however often the
             closure of a step runs, for each replay that ``before_replay()`` announces, and not
             while a CUDA graph is being recorded; a step that is skipped on the device is a step.
-            ``"update"`` leaves out those that were skipped, and waits after each step to know it.
+            ``"update"`` leaves out those that were skipped, and waits after each step to know it;
+            of a replay it knows with the next one.
             None: call :meth:`step` yourself.
         last_epoch: PyTorch's way to go on in a group that has its base: it starts at
             t = ``last_epoch + 1``. To restore a scheduler, load its state instead.

@@ -39,6 +39,13 @@ def test_the_numbers_come_out(device):
     np.testing.assert_allclose(host(param), GOLDEN, rtol=1e-11)
 
 
+def test_the_numbers_of_an_iteration_in_bfloat16_are_pytorchs():
+    param = trained(THETA, GRADIENT, "cpu", dtype=np.float32)
+    Muon([param], lr=0.1, weight_decay=0.1, ns_dtype="bfloat16").step()
+    expected = [[0.9173, 1.9895], [2.9885, 3.8691], [4.8868, 5.9044]]
+    np.testing.assert_allclose(param.numpy(), expected, atol=1e-4)
+
+
 def test_singular_values_become_one(device, rng):
     gradient = rng.normal(size=(7, 4))
     param = trained(np.zeros((7, 4)), gradient, device, dtype=np.float64)

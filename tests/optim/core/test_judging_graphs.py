@@ -229,6 +229,27 @@ def test_a_schedule_of_a_captured_optimizer_ticks_with_its_replays():
     run.require_equal()
 
 
+def test_a_schedule_that_ticks_with_steps_has_the_rates_of_ordinary_steps():
+    run = Replayed(Adam, skip_nonfinite=True, lr=0.1)
+    schedulers = [
+        Scheduler(own, every="step", lr=lambda t, base: base / (1 + t)) for _, own, _ in run.sides
+    ]
+    for number in range(5):
+        run.replay(number + 1, bad=number == 2)
+    assert [scheduler.last_epoch for scheduler in schedulers] == [5, 5]
+    run.require_equal()
+
+
+def test_a_schedule_that_ticks_with_updates_knows_of_a_skip_one_replay_later():
+    run = Replayed(Adam, skip_nonfinite=True, lr=0.1)
+    scheduler = Scheduler(run.optimizer, every="update", lr=lambda t, base: base / (1 + t))
+    ticks = []
+    for number in range(4):
+        run.replay(number + 1, bad=number == 1)
+        ticks.append(scheduler.last_epoch)
+    assert ticks == [1, 2, 2, 3]
+
+
 def test_tensors_that_step_in_more_ways_than_there_is_room_for_wait(emulated):
     """The table has room for 16 rows: three kinds of tensors leave it for five outcomes."""
     run = Replayed(Adam, skip_nonfinite=True)
