@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu.checkpoint import Checkpointer, CheckpointError, load
+from lucid_gpu.checkpoint.signals import StopRequests
 
 TERM = signal.SIGTERM
 
@@ -56,6 +57,24 @@ def test_a_signal_handler_of_the_program_that_came_later_is_left(tmp_path):
     checkpointer.close()
     assert signal.getsignal(TERM) is later
     signal.signal(TERM, before)
+
+
+def test_a_signal_while_signals_get_their_effects_back_is_no_error():
+    class Interrupted(dict):
+        was_sent = False
+
+        def popitem(self):
+            if not self.was_sent:
+                self.was_sent = True
+                signal.raise_signal(TERM)
+            return super().popitem()
+
+    before = signal.getsignal(TERM)
+    requests = StopRequests([TERM])
+    requests._usual = Interrupted(requests._usual)
+    requests.restore()
+    assert requests.received is TERM
+    assert signal.getsignal(TERM) is before
 
 
 @pytest.mark.parametrize(
