@@ -59,6 +59,9 @@ REST = 8
 threads as there are cores is then slowed by a few percent; without a rest, by a third."""
 
 
+NICENESS = 10
+
+
 class BackgroundWriter:
     """Runs one save at a time in a thread of low priority, and keeps its error until asked.
 
@@ -125,5 +128,7 @@ def _surface(jobs: list[Future[None]]) -> None:
 
 def _lower_priority() -> None:
     """Let the training loop go first: on Linux, threads have priorities of their own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    thread = threading.get_native_id()
+    # Nobody but root may raise the priority of a program that was started with a lower one.
+    if sys.platform == "linux" and os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
+        os.setpriority(os.PRIO_PROCESS, thread, NICENESS)

@@ -43,8 +43,11 @@ class StopRequests:
 
     def restore(self) -> None:
         """Give the signals back the effects they had."""
-        while self._usual:
-            number, usual = self._usual.popitem()
+        while True:
+            try:
+                number, usual = self._usual.popitem()
+            except KeyError:  # of a check before, a signal could come in between
+                return
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, signal.SIG_DFL if usual is None else usual)
 

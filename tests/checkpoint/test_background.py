@@ -199,3 +199,18 @@ def test_a_save_that_is_waited_for_rests_no_more(tmp_path, monkeypatch, wait):
     getattr(checkpointer, wait)()
     assert checkpointer.steps() == [1]
     checkpointer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, threads have no priorities")
+@pytest.mark.parametrize(("own", "expected"), [(0, [10]), (9, [10]), (10, []), (15, [])])
+def test_a_save_has_a_low_priority_and_never_a_higher_one(
+    tmp_path, quick_sync, monkeypatch, own, expected
+):
+    given = []
+    monkeypatch.setattr(os, "getpriority", lambda *_: own)
+    monkeypatch.setattr(os, "setpriority", lambda _, thread, nice: given.append((thread, nice)))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {}, block=False)
+        checkpointer.wait()
+    assert [nice for _, nice in given] == expected
+    assert threading.get_native_id() not in [thread for thread, _ in given]

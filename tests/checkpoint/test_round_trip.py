@@ -260,3 +260,22 @@ def test_what_a_data_pipeline_remembers_comes_back(tmp_path):
     assert loaded["days"].tolist() == seen["days"].tolist()
     assert [loaded[k] for k in ("until", "files")] == [seen[k] for k in ("until", "files")]
     assert loaded["current"].exists()
+
+
+def test_one_memory_under_two_dtypes_comes_back_under_both(tmp_path):
+    bits = np.array([1.5, -2.0], np.float32)
+    save(tmp_path / "c", {"float": bits, "int": bits.view(np.uint32)})
+    loaded = load(tmp_path / "c")
+    assert trees.same(loaded, {"float": bits, "int": bits.view(np.uint32)})
+
+
+def test_parameters_that_live_only_in_a_state_dict_are_told_apart(tmp_path):
+    class Fresh(Stateful):
+        """Its state is made when it is asked for, as often in the same place of memory."""
+
+        def state_dict(self):
+            return {"p": Parameter(np.full(2, self.state))}
+
+    save(tmp_path / "c", [Fresh(value) for value in range(20)])
+    loaded = load(tmp_path / "c")
+    assert [state["p"].data[0] for state in loaded] == list(range(20))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_gpu.checkpoint import Checkpointer, CheckpointError, load
+from lucid_gpu.checkpoint.signals import StopRequests
 
 TERM = signal.SIGTERM
 
@@ -56,6 +57,24 @@ def test_a_signal_handler_of_the_program_that_came_later_is_left(tmp_path):
     checkpointer.close()
     assert signal.getsignal(TERM) is later
     signal.signal(TERM, before)
+
+
+def test_a_signal_while_signals_get_their_effects_back_is_no_error():
+    class Interrupted(dict):
+        was_sent = False
+
+        def popitem(self):
+            if not self.was_sent:
+                self.was_sent = True
+                signal.raise_signal(TERM)
+            return super().popitem()
+
+    before = signal.getsignal(TERM)
+    requests = StopRequests([TERM])
+    requests._usual = Interrupted(requests._usual)
+    requests.restore()
+    assert requests.received is TERM
+    assert signal.getsignal(TERM) is before
 
 
 @pytest.mark.parametrize(
@@ -113,20 +132,24 @@ sys.exit(128 + checkpointer.interrupted_by)
 """
 
 
+def outcome(command, lines):
+    """Return the exit code of a job that is sent a signal when it has said so much."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+        try:
+            assert [job.stdout.readline() for _ in lines] == lines
+            os.kill(job.pid, TERM)
+            return job.wait(60)
+        finally:
+            job.kill()
+
+
 def test_a_job_that_is_preempted_saves_and_ends(tmp_path):
     command = [sys.executable, "-c", TRAINING, str(tmp_path), "alone"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout.readline() == "ready\n"
-        os.kill(job.pid, TERM)
-    assert job.returncode == 143
+    assert outcome(command, ["ready\n"]) == 143
     tree = load(tmp_path)
     assert np.unique(tree["w"]).tolist() == [tree["step"]]
 
 
 def test_a_forked_child_has_the_usual_effect_of_the_signal(tmp_path):
     command = [sys.executable, "-c", TRAINING, str(tmp_path), "fork"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout.readline() == f"{int(TERM)}\n"
-        assert job.stdout.readline() == "ready\n"
-        os.kill(job.pid, TERM)
-    assert job.returncode == 143
+    assert outcome(command, [f"{int(TERM)}\n", "ready\n"]) == 143
