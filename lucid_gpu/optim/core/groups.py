@@ -143,10 +143,17 @@ def is_positional(names: Iterable[str]) -> bool:
     return all(re.fullmatch(r"\d+\.\d+", name) for name in names)
 
 
+INSIDE = "lucid_gpu.", "torch."
+"""How modules are called whose lines no warning points at."""
+
+
 def warn_caller(message: str) -> None:
-    """Issue a UserWarning that points at the line outside this package that led here."""
+    """Issue a UserWarning that points at the line outside this package that led here.
+
+    PyTorch, which wraps the steps of its optimizers, counts as inside.
+    """
     frame, depth = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("lucid_gpu."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(INSIDE):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, UserWarning, stacklevel=depth + 1)
 
