@@ -86,7 +86,8 @@ def test_sums_that_many_blocks_fold_at_once_never_lack_a_part():
     here.take(arrays)
     here.run()
     there = cuda_sums.CudaSums("cuda:0", [a.size for a in arrays], [SINGLE] * 4)
-    there.take([transfer.copy(own, "cuda:0") for own in arrays])
+    grads = [transfer.copy(own, "cuda:0") for own in arrays]  # whose memory nothing else keeps
+    there.take(grads)
     for _ in range(100):
         there.sums[...] = -1
         there.total[...] = -1

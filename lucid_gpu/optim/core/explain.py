@@ -67,6 +67,12 @@ def _measuring_lines(step: PreparedStep) -> list[str]:
     gathered = f"  sums of {' and '.join(places)} are gathered on {step.home}"
     waits = ": each step waits for the GPUs" if step.home == "cpu" else ", without a wait"
     own = [gathered + waits] if len(places) > 1 else []
+    hands_on = any(part.group.rule.carries for part in step.parts)
+    if terms.may_skip and hands_on and step.home != "cpu":
+        own.append(
+            "  each step waits until it is known whether the one before was skipped: the rule "
+            "hands numbers from step to step"
+        )
     return [f"gradients are measured first: {', '.join(done)}", *own]
 
 

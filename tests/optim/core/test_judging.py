@@ -372,6 +372,14 @@ def test_groups_that_ask_for_different_norms_are_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize(("kind", "waits"), [(NAdam, True), (Adam, False)])
+def test_explain_tells_that_steps_wait_for_each_other(kind, waits, capsys):
+    params = parameters("cuda:0")
+    set_gradients(params, 0)
+    kind(params, skip_nonfinite=True).explain()
+    assert ("waits until it is known whether the one before" in capsys.readouterr().out) is waits
+
+
 @every_device
 def test_explain_tells_that_gradients_are_measured(device, capsys):
     params = parameters(device)
