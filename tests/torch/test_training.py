@@ -311,3 +311,20 @@ def test_a_compiled_training_step_trains_alike():
         step()
         plain(other, theirs, number)
     assert gap(net, other) == 0
+
+
+def test_optimizers_that_step_while_gradients_are_computed_train_alike():
+    """One for each parameter, in a hook that frees the gradient, as those do who lack memory."""
+    nets = model(), model()
+    for net, library in zip(nets, (ours, torch.optim), strict=True):
+        own = {param: library.AdamW([param], lr=1e-2) for param in net.parameters()}
+
+        def step(param, own=own):
+            own[param].step()
+            own[param].zero_grad()
+
+        for param in net.parameters():
+            param.register_post_accumulate_grad_hook(step)
+        for number in range(5):
+            loss_of(net, number).backward()
+    assert gap(*nets) < 1e-9
