@@ -95,7 +95,8 @@ class NumpyStep:
             self._assign(row_of)
         try:
             count = min(most_threads, self._most_threads)
-            threads.together(count, self._run_jobs, _Shared(iter(self._jobs)))
+            jobs = iter(self._jobs)
+            threads.together(count, self._run_jobs, jobs if count == 1 else _Shared(jobs))
         finally:
             self._grads = []
 
@@ -166,12 +167,13 @@ class _Block:
     def __init__(self, tensors: TensorGroup, tensor: int, region: Region, flat: bool) -> None:
         self._tensors, self._tensor, self._region, self._flat = tensors, tensor, region, flat
         self._variant = tensors.variants[tensor]
+        self._is_uniform = tensors.storage.is_uniform
         self._param, *self._slots = map(self._cut, tensors.arrays(tensor))
 
     def run(self, grads: Sequence[Any], rows: twin.RowValues) -> None:
         storage = self._tensors.storage
         grad = self._cut(grads[self._tensor])
-        if storage.is_uniform:
+        if self._is_uniform:
             arrays = [self._param, grad, *self._slots]
             twin.update(self._tensors, self._variant, rows[self.row], arrays)
             return

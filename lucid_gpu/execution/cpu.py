@@ -36,6 +36,10 @@ class CpuExecutor:
         tensors: the arrays.
         grads: the gradient of each, or None.
 
+    Attributes:
+        needs_gradients: whether the next run wants the arrays of gradients to be looked at.
+        present: which tensors have a gradient that was taken; the next ones may change the array.
+
     Raises:
         RuntimeError: compiled code was chosen and cannot be built.
         ValueError: an environment variable is set to something that it cannot be.
@@ -91,17 +95,10 @@ class CpuExecutor:
         """Take the gradients of the next run; None stands for a tensor that is left out."""
         self._fitting, self.needs_gradients = None, False
         identities = gradient_table.identities(grads)
-        left = identities != 0
+        self.present = left = identities != 0
         if self._uses_compiled and self._compiled is not None:
             left = left & ~self._compiled.take_gradients(identities)
-        self._is_left = bool(left.any())
-        if self._is_left:
-            if self._numpy is None:
-                if self._tensors.takes_sums:
-                    self._numpy = SummingStep(self._tensors, self._watched)
-                else:
-                    self._numpy = NumpyStep(self._tensors)
-            self._numpy.take_gradients(list(grads), left)
+        self._leave_to_numpy(list(grads), left)
         return True
 
     def retake_gradients(self, grads: list[Any]) -> int:
@@ -111,18 +108,20 @@ class CpuExecutor:
             grads: NumPy arrays, or None for those that are absent.
 
         Returns:
-            As :meth:`CompiledStep.retake_gradients` does; ``MISFITS`` where none is in use.
+            As :meth:`CompiledStep.retake_gradients` does.
         """
-        code = self._compiled
-        if code is None or self._is_left or self.needs_gradients or not self._uses_compiled:
+        if self.needs_gradients:
             return compiled.MISFITS
-        return code.retake_gradients(grads)
-
-    @property
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Which tensors compiled code steps; the next gradients change the array."""
-        assert self._compiled is not None
-        return self._compiled.present
+        if self._uses_compiled and self._compiled is not None:
+            if self._is_left:
+                return compiled.MISFITS
+            found = self._compiled.retake_gradients(grads)
+            self.present = self._compiled.present
+            return found
+        before, self.present = self.present, gradient_table.identities(grads) != 0
+        self._leave_to_numpy(grads, self.present)
+        are_others = before.tobytes() != self.present.tobytes()
+        return compiled.OTHERS_PRESENT if are_others else compiled.ALIKE
 
     def move_gradients(
         self, identities: npt.NDArray[np.uint64], layouts: npt.NDArray[np.uint8]
@@ -184,6 +183,17 @@ class CpuExecutor:
         if self._build is None or self._build.library is not None:
             return "NumPy"
         return f"NumPy, for {self._build.failure or 'compiled code is still being built'}"
+
+    def _leave_to_numpy(self, grads: list[Any], left: npt.NDArray[np.bool_]) -> None:
+        """Have NumPy take the gradients of some tensors."""
+        self._is_left = bool(left.any())
+        if self._is_left:
+            if self._numpy is None:
+                if self._tensors.takes_sums:
+                    self._numpy = SummingStep(self._tensors, self._watched)
+                else:
+                    self._numpy = NumpyStep(self._tensors)
+            self._numpy.take_gradients(grads, left)
 
     def _look_for_code(self, choice: str) -> CompiledStep | None:
         text = compiled.source(self._tensors)

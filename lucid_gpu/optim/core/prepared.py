@@ -475,12 +475,12 @@ class PreparedStep:
         return False
 
     def _retake(self) -> bool | None:
-        """Have compiled code take gradients in place of those of the last step.
+        """Take NumPy arrays in place of the gradients of the last step.
 
         Returns:
             None if they must be taken otherwise; False if one asks for another prepared step.
         """
-        if not self._are_all_on_cpu:
+        if not self._are_all_on_cpu or rows_were_given():
             return None
         are_others = False
         for part, executor in self._on_cpu:
