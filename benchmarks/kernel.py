@@ -68,8 +68,8 @@ class Variation:
         """Compile and cut like this inside a ``with`` block; yield the kernels compiled there."""
         kernels: list[Any] = []
 
-        def compiled(rule: Any, storage: Any, kinds: Any) -> Any:
-            kernel = kernel_of(self.text(rule), plan.kernel_name(rule, kinds, storage))
+        def compiled(rule: Any, storage: Any, kinds: Any, *how: Any) -> Any:
+            kernel = kernel_of(self.text(rule), plan.kernel_name(rule, kinds, storage, *how))
             kernels.append(kernel)
             return lambda grid, _block, *rest, **named: kernel(
                 grid, (self.threads,), *rest, **named
