@@ -133,7 +133,7 @@ class PreparedStep:
     def _note_presence(self, present: npt.NDArray[np.bool_]) -> None:
         """Note which of all parameters have a gradient."""
         self.has_gradient = present
-        self.devices = {part.device for part in self.parts if present[part.positions].any()}
+        self.devices = {part.device for part in self.parts if part.of(present).any()}
 
     def provide(self) -> None:
         """Make the slots that tensors lack, and what runs them; the state stays as it is."""
@@ -493,7 +493,7 @@ class PreparedStep:
             return True
         present = np.zeros(len(self._held), np.bool_)
         for part, executor in self._on_cpu:
-            present[part.positions] = executor.present
+            present[slice(None) if part.is_all else part.positions] = executor.present
         if not self._take_presence(present, self._held):
             return False
         return None if self._needs_gradients() else True
@@ -528,8 +528,9 @@ class PreparedStep:
         if present.tobytes() == self.has_gradient.tobytes():
             return True
         self._settle()
-        new = np.flatnonzero(present & ~self._admitted).tolist()
-        if new:
+        are_new = present > self._admitted
+        if are_new.any():
+            new = np.flatnonzero(are_new).tolist()
             if self._keeps_tensors or not all(position in self._place for position in new):
                 return False
             with self._state.settled():

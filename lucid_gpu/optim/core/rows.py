@@ -39,12 +39,14 @@ class _Alike(NamedTuple):
     Attributes:
         row_of: as in :class:`Rows`.
         leaders: the first tensor of each row.
+        leader_of: for each tensor, that of its row.
         groups: the number of its parameter group.
         firsts: whether slots of it were made for this step.
     """
 
     row_of: npt.NDArray[np.int32]
     leaders: npt.NDArray[np.intp]
+    leader_of: npt.NDArray[np.intp]
     groups: list[int]
     firsts: list[bool]
 
@@ -80,7 +82,7 @@ class Counts:
         self._undo = np.zeros(count, np.bool_)
         self._undoes = False
         self._before: npt.NDArray[Any] | None = None
-        self._alike = _Alike(np.zeros(count, np.int32), np.zeros(0, np.intp), [], [])
+        self._alike = self._find_alike()
         self._known: dict[bytes, _Alike] = {}
         self._is_grouped = False
 
@@ -240,10 +242,9 @@ class Counts:
 
     def _are_alike_still(self, known: _Alike) -> bool:
         """Say whether tensors that stepped alike, and have a gradient, would do so again."""
-        leaders = known.leaders[known.row_of] if len(known.leaders) else known.row_of
-        differ = self._steps != self._steps[leaders]
+        differ = self._steps != self._steps[known.leader_of]
         if self._rule.carries:
-            differ |= (self._carries != self._carries[leaders]).any(axis=1)
+            differ |= (self._carries != self._carries[known.leader_of]).any(axis=1)
         return not (differ & self._present).any()
 
     def _find_alike(self) -> _Alike:
@@ -261,4 +262,6 @@ class Counts:
         row_of = np.zeros(len(self._present), np.int32)
         row_of[tensors[order]] = np.cumsum(differs) - 1
         leaders = tensors[order][differs]
-        return _Alike(row_of, leaders, self._group_of[leaders].tolist(), firsts[leaders].tolist())
+        leader_of = leaders[row_of] if len(leaders) else np.zeros(len(row_of), np.intp)
+        groups, are_first = self._group_of[leaders].tolist(), firsts[leaders].tolist()
+        return _Alike(row_of, leaders, leader_of, groups, are_first)
