@@ -101,6 +101,15 @@ def from_array(array: Any) -> Any:
     return tensor.view(torch.bfloat16) if is_brain_float else tensor
 
 
+def are_any_negative(values: Sequence[Any]) -> bool:
+    """Say whether the memory of a tensor holds the negative of its values; None is no such one."""
+    is_negative = module().Tensor.is_neg
+    try:
+        return any(map(is_negative, values))  # a fifth of the time of asking one by one
+    except TypeError:  # one is None
+        return any(value is not None and is_negative(value) for value in values)
+
+
 def resolved(tensor: Any) -> Any:
     """Return a tensor whose memory holds its values: a copy where they are the negative ones."""
     return tensor.resolve_neg() if tensor.is_neg() else tensor

@@ -163,9 +163,13 @@ class TorchInputs(Inputs):
 
     def _grads(self) -> list[Any]:
         grads = [param.grad for param in self.params]
-        for position in self._may_be_negative:
-            if grads[position] is not None:
-                grads[position] = torch_tensors.resolved(grads[position])
+        own = self._may_be_negative
+        if torch_tensors.are_any_negative(
+            grads if len(own) == len(grads) else [grads[i] for i in own]
+        ):
+            for position in own:
+                if grads[position] is not None:
+                    grads[position] = torch_tensors.resolved(grads[position])
         return grads if self._are_whole else [*map(self._part, range(len(grads)), grads)]
 
     def _look(self, tensors: Sequence[Any]) -> tuple[npt.NDArray[np.uint64], list[Any]]:
