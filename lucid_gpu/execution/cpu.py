@@ -12,7 +12,7 @@ from lucid_gpu.device import gradient_table
 from lucid_gpu.execution import building, compiled
 from lucid_gpu.execution.blocks import THREAD_ELEMENTS, NumpyStep
 from lucid_gpu.execution.compiled import CompiledStep
-from lucid_gpu.execution.cpu_code import cpu_code
+from lucid_gpu.execution.cpu_code import cpu_code, look_for_build
 from lucid_gpu.execution.cpu_totals import Totals
 from lucid_gpu.execution.numpy_sums import SummingStep
 from lucid_gpu.execution.outcome import PLAIN, Handed
@@ -197,17 +197,7 @@ class CpuExecutor:
 
     def _look_for_code(self, choice: str) -> CompiledStep | None:
         text = compiled.source(self._tensors)
-        if choice == "compiled":
-            build = building.finish(text)
-            if build.library is None:
-                raise RuntimeError(
-                    f"compiled code was chosen for the CPU, but {build.failure}; "
-                    f'choose "auto" or "numpy" to step with NumPy. {build.output}'.strip()
-                )
-        else:
-            build = self._build or building.start(text)
-            self._build = build
-            build.poll()
+        self._build = build = look_for_build(text, choice, self._build, "step with")
         if build.library is None:
             return None
         return CompiledStep(self._tensors, build.library, self._watched)

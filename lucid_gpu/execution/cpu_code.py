@@ -58,6 +58,33 @@ def set_cpu_code(choice: str | None) -> None:
     _chosen = None if choice is None else _checked("choice", choice)
 
 
+def look_for_build(
+    text: str, choice: str, known: building.Build | None, use: str
+) -> building.Build:
+    """Return the build of a text: begun, or looked at anew; where it was chosen, done.
+
+    Args:
+        text: the source.
+        choice: what :func:`cpu_code` returned.
+        known: what this returned before, if it was asked.
+        use: what NumPy is told to do in the error, which has it for a remedy.
+
+    Raises:
+        RuntimeError: compiled code was chosen and cannot be built.
+    """
+    if choice != "compiled":
+        build = known or building.start(text)
+        build.poll()
+        return build
+    build = building.finish(text)
+    if build.library is None:
+        raise RuntimeError(
+            f"compiled code was chosen for the CPU, but {build.failure}; "
+            f'choose "auto" or "numpy" to {use} NumPy. {build.output}'.strip()
+        )
+    return build
+
+
 def why_not_compiled() -> str | None:
     """Return why no code can be compiled here; None if it can. Waits for the compiler."""
     return building.finish(PROBE).failure

@@ -15,7 +15,7 @@ from lucid_gpu.device import gradient_table
 from lucid_gpu.device.arrays import C_ORDER
 from lucid_gpu.execution import building, sums, threads
 from lucid_gpu.execution.compiled import HEAD_BYTES, LOOK
-from lucid_gpu.execution.cpu_code import cpu_code
+from lucid_gpu.execution.cpu_code import cpu_code, look_for_build
 from lucid_gpu.execution.plan import CHUNK_ELEMENTS
 from lucid_gpu.execution.sources import joined
 
@@ -95,18 +95,7 @@ class CpuSums:
         self.total_count[:] = self.counts.sum()
 
     def _look_for_code(self, choice: str) -> _CompiledSums | None:
-        text = source()
-        if choice == "compiled":
-            build = building.finish(text)
-            if build.library is None:
-                raise RuntimeError(
-                    f"compiled code was chosen for the CPU, but {build.failure}; "
-                    f'choose "auto" or "numpy" to use NumPy. {build.output}'.strip()
-                )
-        else:
-            build = self._build or building.start(text)
-            self._build = build
-            build.poll()
+        self._build = build = look_for_build(source(), choice, self._build, "use")
         if build.library is None:
             return None
         results = self._chunk_sums, self._chunk_counts

@@ -20,9 +20,6 @@ GATHERED = np.dtype(
 )
 """What brings together sums of several devices: ``Gathered`` of ``kernels/measure.cuh``."""
 
-PLACEHOLDER = np.dtype(np.float32)
-"""The dtype of a tensor without elements, which stands for a gradient that is elsewhere."""
-
 
 class GatheredSums:
     """As :class:`CudaSums`, of gradients on several GPUs; the results are on the first.
@@ -127,5 +124,5 @@ def only_on(
     own = [device == home for device in devices]
     return (
         [size if is_on else 0 for size, is_on in zip(sizes, own, strict=True)],
-        [dtype if is_on else PLACEHOLDER for dtype, is_on in zip(dtypes, own, strict=True)],
+        [dtype if is_on else sums.PLACEHOLDER for dtype, is_on in zip(dtypes, own, strict=True)],
     )

@@ -19,9 +19,6 @@ from lucid_gpu.execution.cuda_sums import CudaSums
 KEPT = 16
 """Of how many different sets of gradients the tables are kept."""
 
-PLACEHOLDER = np.dtype(np.float32)
-"""The dtype of a tensor without elements, which stands for a gradient that is elsewhere."""
-
 
 class _Part(NamedTuple):
     """The gradients of one device, None for all others, and what measures them."""
@@ -50,7 +47,7 @@ class Measured:
         for home in self.homes:
             own = [grad if at == home else None for grad, at in zip(grads, homes, strict=True)]
             sizes = tuple(0 if grad is None else grad.size for grad in own)
-            dtypes = tuple(PLACEHOLDER if grad is None else grad.dtype for grad in own)
+            dtypes = tuple(sums.PLACEHOLDER if grad is None else grad.dtype for grad in own)
             kept = _kept(home, _stream(home), threading.get_ident(), sizes, dtypes)
             if isinstance(kept, CudaSums):
                 kept.take(own)

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lucid_gpu.execution import formats, plan, sums, threads, twin
+from lucid_gpu.execution.blocks import THREAD_ELEMENTS
 from lucid_gpu.execution.cpu_totals import Totals
 from lucid_gpu.execution.plan import CHUNK_ELEMENTS, TensorGroup
-
-THREAD_ELEMENTS = 1 << 15
-"""Elements below which another thread costs more than it saves."""
 
 
 class _Block(NamedTuple):

@@ -42,6 +42,9 @@ NODE = np.dtype([(name, "i4") for name in ("begin", "end", "awaited", "parent")]
 TYPES = {"float32": "float", "float64": "double", "float16": "Float16", "bfloat16": "BFloat16"}
 """The dtypes that gradients may have, by name, and how kernels call them."""
 
+PLACEHOLDER = np.dtype(np.float32)
+"""The dtype of a tensor without elements, which stands for a gradient that is elsewhere."""
+
 Ranges = npt.NDArray[np.int64]
 """Rows of begin and end: which values are folded to one."""
 
